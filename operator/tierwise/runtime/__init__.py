@@ -1,1 +1,1 @@
-"""."""
+"""The running operator: watch, snapshot, plan, apply, status; leader election, telemetry."""

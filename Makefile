@@ -1,0 +1,62 @@
+# Two commands matter: `make demo` (all set-up and the main job) and `make test` (all set-up and every test).
+# Both work from a fresh clone on a Linux machine that has only Python 3.11+ (and iproute2, util-linux, as every distribution).
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+DEMO_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup cluster-binaries demo test lint types unit e2e lock crds bench-propagation bench-steady-state clean
+
+help:  ## This list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
+
+$(STAMP): requirements/dev.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+setup: $(STAMP)  ## Virtual environment with everything locked by hash
+
+cluster-binaries: setup  ## Build the control plane, Prometheus, Helm and CoreDNS (about 7 minutes the first time)
+	$(BIN)/tierwise cluster build
+
+demo: setup  ## Set everything up and run the main job: make demo DEMO_ARGS="--minutes 3"
+	$(BIN)/tierwise demo $(DEMO_ARGS)
+
+test: setup lint types unit e2e  ## Set everything up and run every test
+	@echo "All checks and tests passed."
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+types: setup
+	$(BIN)/mypy
+
+unit: setup  ## Fast unit and property tests
+	$(PYTEST) tests
+
+e2e: setup cluster-binaries  ## Whole-system tests on a real control plane, Envoy and Prometheus
+	$(PYTEST) e2e
+
+lock: setup  ## Renew the lock files (hashes, no addresses)
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
+		--extra devcluster --extra engine --group dev pyproject.toml -o requirements/dev.txt
+
+crds: setup  ## Write crds/*.yaml from the models
+	$(BIN)/tierwise crds --output crds
+
+bench-propagation: setup cluster-binaries  ## Print how long a weight change takes to reach clients
+	$(BIN)/python e2e/bench_propagation.py
+
+bench-steady-state: setup cluster-binaries  ## Ten quiet minutes: print the operator's writes from the audit log
+	$(BIN)/python e2e/bench_steady_state.py
+
+clean:  ## Remove the virtual environment and results
+	rm -rf $(VENV) demo-results

@@ -1,0 +1,74 @@
+"""What a planning round wants done. The shell applies it and decides nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from tierwise.core.ledger import Ledger
+
+Manifest: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ObjectRef:
+    """Names one object of the API server."""
+
+    api_version: str
+    kind: str
+    namespace: str
+    name: str
+    uid: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StatusApply:
+    """A status to apply server-side.
+
+    Attributes:
+        target: whose status.
+        status: the fields this manager owns, camelCase, as they shall be (absent = not owned).
+        manager_suffix: "" for the leader's own fields; "gateway-<replica>" for a replica's entry in `status.gateways[]`.
+    """
+
+    target: ObjectRef
+    status: Mapping[str, Any]
+    manager_suffix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EventRecord:
+    """A Kubernetes Event (events.k8s.io/v1) to record once.
+
+    Attributes:
+        regarding: the object it is about.
+        type: Normal or Warning. reason: CamelCase. action: CamelCase. note: up to 1024 characters.
+    """
+
+    regarding: ObjectRef
+    type: str
+    reason: str
+    action: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The outcome of one planning round, in the order in which it is applied.
+
+    Attributes:
+        apply: manifests to apply server-side (only those that differ from what the world shows).
+        scale: Deployment -> replicas, for the steps that an HPA does not take (0 to 1 and 1 to 0).
+        delete: owned objects that no longer belong.
+        statuses: only those that differ from what the world shows.
+        events: new events.
+        ledger: the accounts after this round; the shell keeps them and gives them back in the next world.
+        next_round_seconds: when to plan again even if nothing happens.
+    """
+
+    apply: tuple[Manifest, ...] = ()
+    scale: tuple[tuple[ObjectRef, int], ...] = ()
+    delete: tuple[ObjectRef, ...] = ()
+    statuses: tuple[StatusApply, ...] = ()
+    events: tuple[EventRecord, ...] = ()
+    ledger: Ledger = field(default_factory=Ledger)
+    next_round_seconds: float = 30.0

@@ -1,0 +1,129 @@
+"""What was measured, typed, each value with its age. Missing is a reason, never a zero.
+
+Filled by `adapters.prometheus` from Prometheus; read by capacity, cost, balance and damping.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A measured value.
+
+    Attributes:
+        value: finite number in the unit of the field that holds it.
+        age_seconds: how old the newest sample behind it was at `Signals.time`.
+    """
+
+    value: float
+    age_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """No value: no series, NaN, infinite, too few samples, or Prometheus did not answer. `reason` says which."""
+
+    reason: str
+
+
+Signal: TypeAlias = Reading | Missing
+
+NOT_ASKED = Missing("not queried")
+
+
+@dataclass(frozen=True, slots=True)
+class TierSignals:
+    """One tier's measurements: the engine's own metrics for in-cluster tiers, Envoy's for external ones.
+
+    Attributes:
+        request_rate: requests/s that reached the tier (Envoy's counters).
+        error_rate: share of requests that ended in 5xx, reset or 429, 0 to 1.
+        running, waiting: requests in the engine, summed over replicas.
+        kv_cache_usage: share of the KV cache in use, mean over replicas, 0 to 1.
+        ttft_p95_seconds, inter_token_p95_seconds: 95th percentiles over the query window.
+        prompt_token_rate, generation_token_rate: tokens/s, summed over replicas.
+        ready_replicas: Pods whose metrics were scraped in the window.
+    """
+
+    request_rate: Signal = NOT_ASKED
+    error_rate: Signal = NOT_ASKED
+    running: Signal = NOT_ASKED
+    waiting: Signal = NOT_ASKED
+    kv_cache_usage: Signal = NOT_ASKED
+    ttft_p95_seconds: Signal = NOT_ASKED
+    inter_token_p95_seconds: Signal = NOT_ASKED
+    prompt_token_rate: Signal = NOT_ASKED
+    generation_token_rate: Signal = NOT_ASKED
+    ready_replicas: Signal = NOT_ASKED
+
+
+@dataclass(frozen=True, slots=True)
+class ClassSignals:
+    """One class of one policy on one tier (`tier` name), from Envoy's access-log statistics.
+
+    Attributes:
+        request_rate: requests/s.
+        prompt_tokens, completion_tokens: mean tokens per request that reported usage.
+        ttfb_p95_seconds: time to first body byte, 95th percentile.
+        latency_p95_seconds: whole request, 95th percentile.
+    """
+
+    request_rate: Signal = NOT_ASKED
+    prompt_tokens: Signal = NOT_ASKED
+    completion_tokens: Signal = NOT_ASKED
+    ttfb_p95_seconds: Signal = NOT_ASKED
+    latency_p95_seconds: Signal = NOT_ASKED
+
+
+@dataclass(frozen=True, slots=True)
+class CounterReading:
+    """Cumulative token counts of one series set since the ledger's last read, reset-aware sums of raw samples.
+
+    Attributes:
+        requests, requests_with_usage: count; the difference is requests whose usage is unknown.
+        input_tokens, cached_input_tokens, output_tokens: tokens.
+        since, until: the time span that the raw samples cover, aware UTC.
+    """
+
+    requests: float
+    requests_with_usage: float
+    input_tokens: float
+    cached_input_tokens: float
+    output_tokens: float
+    since: datetime
+    until: datetime
+
+
+ClassKey: TypeAlias = tuple[str, str, str]  # namespace, policy, class
+TierKey: TypeAlias = tuple[str, str]  # namespace, tier
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """One answer of Prometheus.
+
+    Attributes:
+        time: when it was asked, aware UTC.
+        tiers: (namespace, tier) -> signals.
+        classes: (namespace, policy, class) -> tier name -> signals.
+        usage: (namespace, tier) -> token counts since the previous successful read, for the ledger.
+        window_seconds: the range that rates and percentiles cover.
+        error: why Prometheus could not be asked; empty when it answered.
+    """
+
+    time: datetime
+    tiers: Mapping[TierKey, TierSignals] = field(default_factory=dict)
+    classes: Mapping[ClassKey, Mapping[str, ClassSignals]] = field(default_factory=dict)
+    usage: Mapping[TierKey, CounterReading] = field(default_factory=dict)
+    window_seconds: float = 0.0
+    error: str = ""
+
+
+def value_of(signal: Signal, *, max_age_seconds: float) -> float | None:
+    """The value when it is fresh enough, else None (never zero)."""
+    if isinstance(signal, Reading) and signal.age_seconds <= max_age_seconds:
+        return signal.value
+    return None
