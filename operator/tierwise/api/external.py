@@ -1,0 +1,125 @@
+"""The part of a ModelTier that names a provider outside of Tierwise's hands."""
+
+from typing import Annotated, ClassVar
+from urllib.parse import urlsplit
+
+from pydantic import Field
+
+from tierwise.api.base import ApiModel, Rule
+from tierwise.api.scalars import Bool, Duration, Int, Money
+from tierwise.api.shapes import Currency, HeaderName, HeaderValue, ObjectName, SecretKey, list_map, unique
+
+_RESERVED_HEADERS = ("authorization", "connection", "content-length", "content-type", "host", "transfer-encoding")
+
+
+class CredentialsRef(ApiModel):
+    """A key of a Secret in the tier's namespace that holds the provider's credential."""
+
+    name: ObjectName
+    """Name of the Secret."""
+    key: SecretKey = "token"
+    """Key of the Secret's data whose value is the credential, without the prefix."""
+    header: HeaderName = "authorization"
+    """Request header that carries the credential: authorization for most providers, api-key or x-api-key for some."""
+    prefix: Annotated[str, Field(max_length=32)] = "Bearer "
+    """What stands before the credential in the header; write "" for a bare key."""
+
+
+class TokenPrice(ApiModel):
+    """Price per million tokens, as the provider publishes it."""
+
+    input_per_million_tokens: Money
+    """Price of one million prompt tokens, as a quoted decimal number such as "3.00"."""
+    cached_input_per_million_tokens: Money | None = None
+    """Price of one million prompt tokens that the provider serves from its cache. When absent they cost the full input price."""
+    output_per_million_tokens: Money
+    """Price of one million generated tokens, as a quoted decimal number such as "15.00"."""
+    currency: Currency = "USD"
+    """ISO 4217 code of the price's currency."""
+
+
+class ProviderLimits(ApiModel):
+    """Rate limits of the provider's contract. The planner stays below them."""
+
+    requests_per_minute: Annotated[Int | None, Field(ge=1, le=100_000_000)] = None
+    """Requests per minute that the provider accepts. When absent: not limited."""
+    tokens_per_minute: Annotated[int | None, Field(ge=1, le=1_000_000_000_000)] = None
+    """Tokens per minute, prompt and generated together, that the provider accepts. When absent: not limited."""
+
+
+class DeclaredLatency(ApiModel):
+    """Latency to assume until it has been measured."""
+
+    ttft_p95: Duration | None = None
+    """95th percentile of the time to first token, such as "900ms"."""
+    inter_token_p95: Duration | None = None
+    """95th percentile of the time between tokens, such as "40ms"."""
+
+
+class ExternalHeader(ApiModel):
+    """A header that every request to the provider carries."""
+
+    name: HeaderName
+    """Name in lower case."""
+    value: HeaderValue
+    """Value. Not for secrets: use credentialsRef."""
+
+
+def _url_is_sound(external: "External") -> bool:
+    try:
+        parts = urlsplit(external.url)
+        parts.port  # noqa: B018 - reading it raises ValueError when it is no port
+    except ValueError:
+        return False
+    plain = not (parts.query or parts.fragment or "@" in parts.netloc or "?" in external.url)
+    return parts.scheme in {"http", "https"} and bool(parts.hostname) and plain
+
+
+class External(ApiModel):
+    """A provider's OpenAI-compatible API."""
+
+    RULES: ClassVar = (
+        Rule(
+            "self.url.matches('^https?://[A-Za-z0-9._\\\\[\\\\]:-]+(/[!-~]*)?$') && !self.url.contains('?') && !self.url.contains('#') "
+            "&& isURL(self.url) && url(self.url).getHostname() != ''",
+            'url must be an absolute URL without user, query or fragment, such as "https://api.provider.example/v1"',
+            _url_is_sound,
+            "url",
+        ),
+        Rule(
+            "!self.url.startsWith('http://') || (has(self.allowPlaintext) && self.allowPlaintext)",
+            "url is http: prompts and the credential would travel in the clear; write https, or set allowPlaintext: true when the network "
+            "between gateway and provider is trusted (an address inside the cluster)",
+            lambda e: not e.url.startswith("http://") or e.allow_plaintext,
+            "url",
+        ),
+        Rule(
+            "!has(self.headers) || self.headers.all(h, !(h.name in "
+            "['authorization', 'connection', 'content-length', 'content-type', 'host', 'transfer-encoding']))",
+            "headers may not set authorization, connection, content-length, content-type, host or transfer-encoding: use credentialsRef for "
+            "a credential, the gateway sets the rest",
+            lambda e: not any(h.name in _RESERVED_HEADERS for h in e.headers),
+            "headers",
+        ),
+    )
+
+    url: Annotated[str, Field(min_length=1, max_length=1024)]
+    """Base URL of the API up to and including the version, such as "https://api.provider.example/v1"."""
+    credentials_ref: CredentialsRef | None = None
+    """Where the provider's credential is kept. When absent, requests carry none; the client's own is never passed on."""
+    ca_bundle: Annotated[str | None, Field(min_length=1, max_length=65_536)] = None
+    """Certificates, in PEM, that the provider's certificate must chain to. When absent: the gateway's system certificates."""
+    allow_plaintext: Bool = False
+    """Permits an http URL. Only for addresses whose network is trusted, such as another Service in the cluster."""
+    headers: Annotated[
+        tuple[ExternalHeader, ...],
+        Field(max_length=16, json_schema_extra=list_map("name")),
+        unique("headers names a header twice: keep one", lambda h: h.name),
+    ] = ()
+    """Headers that every request to the provider carries, such as an API version."""
+    price: TokenPrice | None = None
+    """Price per token. When absent the tier's cost is unknown, and budgets treat it as their `unpriced` says."""
+    limits: ProviderLimits | None = None
+    """Rate limits of the contract. When absent: not limited."""
+    latency: DeclaredLatency | None = None
+    """Latency to assume until it has been measured."""

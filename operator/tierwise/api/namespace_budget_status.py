@@ -1,0 +1,122 @@
+"""What Tierwise reports about a NamespaceBudget: what is spent, what is to be expected, which rung holds, and the ledger's checkpoint."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from tierwise.api.base import StatusModel
+from tierwise.api.meta import Conditions, Provenance, Time
+from tierwise.api.scalars import Figure, Percent
+from tierwise.api.shapes import SET, list_map
+
+Total = Annotated[int, Field(ge=0)]
+
+
+class LadderAction(StrEnum):
+    """What a rung does; ordered, mildest first."""
+
+    NOTIFY = "Notify"
+    DOWNGRADE = "Downgrade"
+    THROTTLE = "Throttle"
+    DENY = "Deny"
+
+    @property
+    def rank(self) -> int:
+        """0 for Notify to 3 for Deny."""
+        return list(LadderAction).index(self)
+
+    def __lt__(self, other: object) -> bool:
+        return self.rank < other.rank if isinstance(other, LadderAction) else NotImplemented
+
+    def __le__(self, other: object) -> bool:
+        return self.rank <= other.rank if isinstance(other, LadderAction) else NotImplemented
+
+    def __gt__(self, other: object) -> bool:
+        return self.rank > other.rank if isinstance(other, LadderAction) else NotImplemented
+
+    def __ge__(self, other: object) -> bool:
+        return self.rank >= other.rank if isinstance(other, LadderAction) else NotImplemented
+
+
+class PeriodBounds(StatusModel):
+    """The present period."""
+
+    start: Time
+    """When it began; inclusive."""
+    end: Time
+    """When it ends; exclusive."""
+
+
+class RungStatus(StatusModel):
+    """The rung that holds."""
+
+    at_percent: Percent
+    """Its percent of the ceiling."""
+    action: LadderAction
+    """Its action."""
+
+
+class LedgerEntry(StatusModel):
+    """What one tier has used and cost since the period's start."""
+
+    tier: Annotated[str, Field(max_length=253)]
+    """Name of the ModelTier; one that was deleted keeps its entry until the period ends."""
+    replica_seconds: Figure | None = None
+    """Seconds of replicas, starting ones included."""
+    input_tokens: Total | None = None
+    """Prompt tokens, those from the provider's cache not included."""
+    cached_input_tokens: Total | None = None
+    """Prompt tokens that the provider served from its cache."""
+    output_tokens: Total | None = None
+    """Generated tokens."""
+    cost: Figure | None = None
+    """What they cost; absent when price or usage is unknown."""
+    provenance: Provenance
+    """Measured or Estimated."""
+
+
+class Checkpoint(StatusModel):
+    """The ledger, as it was last written: a restarted operator goes on from here."""
+
+    time: Time
+    """Until when usage is counted."""
+    entries: Annotated[tuple[LedgerEntry, ...], Field(max_length=128, json_schema_extra=list_map("tier"))] = ()
+    """One per tier."""
+
+
+class NamespaceBudgetStatus(StatusModel):
+    """What Tierwise sees. What is not known is absent."""
+
+    observed_generation: Annotated[int | None, Field(ge=0)] = None
+    """The metadata.generation that this status is about."""
+    conditions: Conditions = ()
+    """Ready is always present; SpendUnknown when a price or a usage is unknown; Reconciling and Stalled only when True."""
+    period: PeriodBounds | None = None
+    """The present period."""
+    spent: Figure | None = None
+    """Spent since the period's start: measured plus estimated. What `unknown` lists is not in it."""
+    measured: Figure | None = None
+    """The part of spent that rests on counted replica-seconds and tokens."""
+    estimated: Figure | None = None
+    """The part of spent that is estimated, on the high side, for times and requests that were not counted."""
+    forecast: Figure | None = None
+    """Spending to expect at the period's end."""
+    forecast_low: Figure | None = None
+    """Lower end of the forecast's 90% interval."""
+    forecast_high: Figure | None = None
+    """Upper end of the forecast's 90% interval."""
+    remaining: Figure | None = None
+    """Ceiling less spent; negative when overspent."""
+    currency: Annotated[str | None, Field(max_length=3)] = None
+    """Currency of the figures."""
+    rung: RungStatus | None = None
+    """The rung that holds; absent below the first."""
+    since: Time | None = None
+    """Since when the rung holds."""
+    unknown: Annotated[
+        tuple[Annotated[str, Field(max_length=512)], ...], Field(max_length=64, json_schema_extra=SET)
+    ] = ()
+    """Whose price or usage is unknown, and is thus not in spent."""
+    checkpoint: Checkpoint | None = None
+    """The ledger, as it was last written."""
