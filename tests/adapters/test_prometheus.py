@@ -1,0 +1,299 @@
+"""Missing is a reason, zero is measured, and a slow or broken Prometheus costs one bounded round."""
+
+import asyncio
+import json
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from tierwise.adapters import prometheus, queries
+from tierwise.adapters.prometheus import Prometheus, PrometheusError
+from tierwise.adapters.queries import EngineMetrics, Targets
+from tierwise.core.signals import Missing, Reading
+
+NOW = datetime(2026, 11, 25, 8, 0, tzinfo=UTC)
+ENGINE = EngineMetrics(
+    running=("vllm:num_requests_running",),
+    waiting=("vllm:num_requests_waiting",),
+    kv_cache_usage=("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
+    prompt_tokens=("vllm:prompt_tokens_total",),
+    generation_tokens=("vllm:generation_tokens_total",),
+    ttft=("vllm:time_to_first_token_seconds",),
+    inter_token=("vllm:inter_token_latency_seconds",),
+)
+COMPACT = ("team-a", "compact")
+FRONTIER = ("team-a", "frontier")
+CLASS = ("team-a", "assistant", "routine")
+TARGETS = Targets(
+    in_cluster={COMPACT: ENGINE}, external=frozenset({FRONTIER}), classes={CLASS: ("compact", "frontier")}
+)
+
+UP = [
+    {"metric": {"q": "up"}, "value": [0, "2"]},
+    {"metric": {"q": "age"}, "value": [0, "3.5"]},
+]
+
+
+def tier_row(value, tier="compact"):
+    return {"metric": {"namespace": "team-a", "tierwise_tier": tier}, "value": [0, value]}
+
+
+def class_row(value, tier="compact", **labels):
+    metric = {
+        "tierwise_namespace": "team-a",
+        "tierwise_policy": "assistant",
+        "tierwise_class": "routine",
+        "tierwise_tier": tier,
+    }
+    return {"metric": metric | labels, "value": [0, value]}
+
+
+class Answers:
+    """Answers by what the query contains, first match wins."""
+
+    def __init__(self, *rules):
+        self.rules = rules
+        self.asked = []
+
+    def custom_query(self, query, params=None):
+        self.asked.append((query, params))
+        for part, rows in self.rules:
+            if part in query:
+                return rows
+        return []
+
+
+async def read(*rules, targets=TARGETS):
+    source = Prometheus(Answers(*rules))
+    try:
+        return await source.read(targets, NOW)
+    finally:
+        source.close()
+
+
+async def test_gateway_not_scraped_is_missing_not_zero():
+    signals = await read()
+    assert isinstance(signals.gateways_up, Missing)
+    assert isinstance(signals.tiers[COMPACT].request_rate, Missing)
+    assert isinstance(signals.classes[CLASS]["compact"].request_rate, Missing)
+    assert signals.usage == {}
+
+
+async def test_gateway_scraped_without_a_series_is_a_measured_zero():
+    signals = await read(('"q"', UP))
+    assert signals.gateways_up == Reading(2.0, 3.5)
+    assert signals.classes[CLASS]["compact"].request_rate == Reading(0.0, 3.5)
+    assert isinstance(signals.classes[CLASS]["compact"].ttfb_p95_seconds, Missing)
+    assert isinstance(signals.tiers[COMPACT].error_rate, Missing)
+
+
+async def test_all_gateways_down_is_missing():
+    down = [{"metric": {"q": "up"}, "value": [0, "0"]}]
+    signals = await read(('"q"', down))
+    assert isinstance(signals.gateways_up, Missing)
+    assert isinstance(signals.tiers[FRONTIER].request_rate, Missing)
+
+
+async def test_a_gateway_lost_within_the_window_makes_rates_missing():
+    lost = [*UP, {"metric": {"q": "lost"}, "value": [0, "1"]}]
+    signals = await read(('"q"', lost), ("requests{", [class_row("5", code="200")]))
+    rate = signals.classes[CLASS]["compact"].request_rate
+    assert isinstance(rate, Missing)
+    assert "stopped answering" in rate.reason
+
+
+@pytest.mark.parametrize("bad", ["NaN", "+Inf", "-Inf"])
+async def test_not_a_number_is_missing(bad):
+    signals = await read(
+        ('"q"', UP),
+        ("time_to_first_token_seconds_bucket", [tier_row(bad)]),
+        ("timestamp(vllm", [tier_row("2")]),
+        ("ttfb_bucket", [class_row(bad)]),
+    )
+    assert isinstance(signals.tiers[COMPACT].ttft_p95_seconds, Missing)
+    assert isinstance(signals.classes[CLASS]["compact"].ttfb_p95_seconds, Missing)
+
+
+async def test_values_carry_their_age_and_unit():
+    signals = await read(
+        ('"q"', UP),
+        ("timestamp(vllm", [tier_row("2.25")]),
+        ("count by (namespace", [tier_row("3")]),
+        ("sum by (namespace, tierwise_tier) (vllm:num_requests_running", [tier_row("17")]),
+        ("duration_bucket", [class_row("1500")]),
+        ("rate(envoy_tierwise_requests{", [class_row("9", code="200"), class_row("1", code="503")]),
+        ("rate(envoy_tierwise_usage_requests", [class_row("8")]),
+        ("rate(envoy_tierwise_prompt_tokens", [class_row("4000")]),
+    )
+    tier = signals.tiers[COMPACT]
+    assert tier.running == Reading(17.0, 2.25)
+    assert tier.ready_replicas == Reading(3.0, 2.25)
+    assert tier.request_rate == Reading(10.0, 3.5)
+    assert tier.error_rate == Reading(0.1, 3.5)
+    one = signals.classes[CLASS]["compact"]
+    assert one.request_rate == Reading(10.0, 3.5)
+    assert one.latency_p95_seconds == Reading(1.5, 3.5)
+    assert one.prompt_tokens == Reading(500.0, 3.5)
+    assert isinstance(one.completion_tokens, Missing)
+
+
+async def test_a_value_without_age_is_missing():
+    signals = await read(("sum by (namespace, tierwise_tier) (vllm:num_requests_running", [tier_row("17")]))
+    assert signals.tiers[COMPACT].running == Missing("running: age unknown")
+
+
+async def test_the_number_of_queries_does_not_grow_with_tiers():
+    many = Targets(
+        in_cluster={("team-a", f"tier-{n}"): ENGINE for n in range(300)},
+        classes={("team-a", "assistant", f"class-{n}"): ("tier-1",) for n in range(300)},
+    )
+    few, lots = Answers(), Answers()
+    for answers, targets in ((few, TARGETS), (lots, many)):
+        source = Prometheus(answers)
+        await source.read(targets, NOW)
+        source.close()
+    assert len(lots.asked) == len(few.asked) <= 20
+
+
+async def test_usage_is_counted_from_raw_samples_and_only_once():
+    def raw(*values):
+        counter = {
+            "__name__": "envoy_tierwise_completion_tokens",
+            "tierwise_namespace": "team-a",
+            "tierwise_tier": "compact",
+            "instance": "a",
+        }
+        request = counter | {"__name__": "envoy_tierwise_requests"}
+        start = NOW.timestamp() - 30
+        times = [start + 5 * index for index in range(len(values))]
+        return [
+            {"metric": counter, "values": [[t, str(v)] for t, v in zip(times, values, strict=True)]},
+            {"metric": request | {"code": "200"}, "values": [[t, str(v)] for t, v in zip(times, values, strict=True)]},
+            {"metric": request | {"code": "503"}, "values": [[t, str(v)] for t, v in zip(times, values, strict=True)]},
+        ]
+
+    answers = Answers(("completion_tokens|", raw("100")))
+    source = Prometheus(answers)
+    assert (await source.read(TARGETS, NOW)).usage == {}
+    answers.rules = (("envoy_server_uptime", raw("100", "130", "131")),)
+    second = (await source.read(TARGETS, NOW + timedelta(seconds=10))).usage
+    assert second[COMPACT].output_tokens == 31.0
+    assert second[COMPACT].requests == 31.0, "a 503 costs nothing"
+    assert second[FRONTIER].output_tokens == 0.0
+    assert (await source.read(TARGETS, NOW + timedelta(seconds=20))).usage[COMPACT].output_tokens == 0.0
+    source.close()
+
+
+async def test_a_long_gap_is_read_in_bounded_slices():
+    answers = Answers()
+    source = Prometheus(answers)
+    since = {"team-a": NOW.timestamp() - 10 * 24 * 3600}
+    await source.read(Targets(ledger_since=since), NOW)
+    source.close()
+    asked = [query for query, _ in answers.asked if "envoy_server_uptime" in query]
+    assert len(asked) == prometheus.RECOVERY_SECONDS / prometheus.SLICE_SECONDS
+    assert all(f"[{prometheus.SLICE_SECONDS + prometheus.LOOKBACK_SECONDS}s]" in query for query in asked)
+
+
+def test_aged_signals_grow_older_and_repeat_no_usage():
+    signals = asyncio.run(read(('"q"', UP)))
+    old = prometheus.aged(signals, NOW + timedelta(seconds=20), "connection refused")
+    assert old.gateways_up == Reading(2.0, 23.5)
+    assert old.classes[CLASS]["compact"].request_rate == Reading(0.0, 23.5)
+    assert old.error == "connection refused"
+    assert old.usage == {}
+    older = prometheus.aged(old, NOW + timedelta(seconds=30), "connection refused")
+    assert older.gateways_up == Reading(2.0, 33.5)
+
+
+class Server:
+    """A local HTTP server that answers as told."""
+
+    def __init__(self, answer):
+        handler = type("Handler", (BaseHTTPRequestHandler,), {"do_POST": answer, "log_message": lambda *_: None})
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True).start()
+
+    def __enter__(self):
+        return self.url
+
+    def __exit__(self, *_):
+        self.http.shutdown()
+        self.http.server_close()
+
+
+def respond(handler, status, body):
+    handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
+    handler.send_response(status)
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+async def ask(url, **options):
+    source = Prometheus(prometheus.connection(url, timeout_seconds=0.3), **options)
+    try:
+        return await source.read(TARGETS, NOW)
+    finally:
+        source.close()
+
+
+async def test_over_http_an_empty_prometheus_answers():
+    body = json.dumps({"status": "success", "data": {"resultType": "vector", "result": []}}).encode()
+    with Server(lambda self: respond(self, 200, body)) as url:
+        assert isinstance((await ask(url)).gateways_up, Missing)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"), [(500, b"boom"), (422, b"{}"), (200, b"<html>"), (200, b"{}"), (200, b'{"data": {}}')]
+)
+async def test_a_broken_answer_is_a_typed_error(status, body):
+    with Server(lambda self: respond(self, status, body)) as url, pytest.raises(PrometheusError):
+        await ask(url)
+
+
+async def test_connection_refused_fails_at_once():
+    start = time.monotonic()
+    with pytest.raises(PrometheusError):
+        await ask("http://127.0.0.1:1")
+    assert time.monotonic() - start < 1
+
+
+async def test_silence_is_bounded_by_the_time_out():
+    with Server(lambda _: time.sleep(2)) as url:
+        start = time.monotonic()
+        with pytest.raises(PrometheusError):
+            await ask(url)
+        assert time.monotonic() - start < 1.5
+
+
+async def test_a_dripping_answer_is_bounded_by_the_round_and_nothing_queues_behind_it():
+    def drip(handler):
+        handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        for _ in range(20):
+            handler.wfile.write(b" ")
+            time.sleep(0.1)
+
+    with Server(drip) as url:
+        source = Prometheus(prometheus.connection(url, timeout_seconds=0.3), round_timeout_seconds=0.5)
+        start = time.monotonic()
+        with pytest.raises(PrometheusError, match="no answer"):
+            await source.read(TARGETS, NOW)
+        with pytest.raises(PrometheusError, match="not come back"):
+            await source.read(TARGETS, NOW)
+        assert time.monotonic() - start < 1.0
+        source.close()
+
+
+def test_every_engine_query_falls_back_to_older_names():
+    found = queries.engine_queries([ENGINE], 60)["kv_cache_usage"]
+    assert "vllm:kv_cache_usage_perc" in found
+    assert " or avg by" in found
