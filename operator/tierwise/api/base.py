@@ -1,16 +1,26 @@
-"""What all models of the API share: immutability, camelCase aliases, cross-field rules, and errors that say what to do.
+"""What all models of the API share: immutability, aliases, rules across fields, and errors that say what to do.
 
-A rule is written once and holds twice: as CEL in the CustomResourceDefinition, for the API server, and as a Python predicate, for
-objects that reach the operator some other way (a file, an older definition).  A test holds both against the same manifests.
+A rule is written once and holds twice: as CEL in the CustomResourceDefinition, for the API server, and as a Python
+predicate, for objects that reach the operator some other way (a file, an older definition). A test holds both
+against the same manifests.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
-from pydantic_core import PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import PydanticCustomError, core_schema
 
 from tierwise.errors import TierwiseError
 
@@ -34,8 +44,9 @@ class Rule:
     def schema(self) -> dict[str, str]:
         """The rule as an entry of `x-kubernetes-validations`."""
         entry = {"rule": self.cel, "message": self.message}
-        # The API server only takes paths to fields, and only without indices.
-        return entry | {"fieldPath": f".{self.path}"} if self.path else entry
+        # The API server takes only paths of fields that the schema describes: not those of metadata.
+        named = self.path and not self.path.startswith("metadata")
+        return entry | {"fieldPath": f".{self.path}"} if named else entry
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -86,23 +97,30 @@ class ApiModel(BaseModel):
             raise PydanticCustomError("rules", "cross-field rules", {"broken": broken})
         return self
 
+    @model_serializer(mode="wrap")
+    def _leave_out_unknown(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Only the model's own fields: an `emptyDir: {}` in a pod template means something.
+        return {key: value for key, value in serialize(self).items() if value is not None and value not in ([], {})}
+
     def dump(self) -> dict[str, Any]:
         """As YAML would hold it: camelCase, strings for money and time; what is unknown or empty is absent."""
-        dumped: dict[str, Any] = _prune(self.model_dump(mode="json", by_alias=True))
-        return dumped
+        return self.model_dump(mode="json", by_alias=True)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Adds the rules, as CEL."""
+        described = handler.resolve_ref_schema(handler(schema))
+        if cls.RULES:
+            described["x-kubernetes-validations"] = [rule.schema() for rule in cls.RULES]
+        return described
 
 
 class StatusModel(ApiModel):
     """A part of a status: as `ApiModel`, but fields of a newer operator are ignored."""
 
     model_config = ConfigDict(extra="ignore")
-
-
-def _prune(value: Any) -> Any:  # noqa: ANN401 - any JSON value
-    if isinstance(value, Mapping):
-        kept = {key: _prune(item) for key, item in value.items() if item is not None}
-        return {key: item for key, item in kept.items() if item not in ([], {})}
-    return [_prune(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 _REMEDIES = {

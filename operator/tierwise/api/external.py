@@ -31,7 +31,8 @@ class TokenPrice(ApiModel):
     input_per_million_tokens: Money
     """Price of one million prompt tokens, as a quoted decimal number such as "3.00"."""
     cached_input_per_million_tokens: Money | None = None
-    """Price of one million prompt tokens that the provider serves from its cache. When absent they cost the full input price."""
+    """Price of one million prompt tokens that the provider serves from its cache. When absent they cost the full
+    input price."""
     output_per_million_tokens: Money
     """Price of one million generated tokens, as a quoted decimal number such as "15.00"."""
     currency: Currency = "USD"
@@ -43,7 +44,7 @@ class ProviderLimits(ApiModel):
 
     requests_per_minute: Annotated[Int | None, Field(ge=1, le=100_000_000)] = None
     """Requests per minute that the provider accepts. When absent: not limited."""
-    tokens_per_minute: Annotated[int | None, Field(ge=1, le=1_000_000_000_000)] = None
+    tokens_per_minute: Annotated[Int | None, Field(ge=1, le=1_000_000_000_000)] = None
     """Tokens per minute, prompt and generated together, that the provider accepts. When absent: not limited."""
 
 
@@ -78,9 +79,10 @@ def _url_is_sound(external: "External") -> bool:
 class External(ApiModel):
     """A provider's OpenAI-compatible API."""
 
-    RULES: ClassVar = (
+    RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "self.url.matches('^https?://[A-Za-z0-9._\\\\[\\\\]:-]+(/[!-~]*)?$') && !self.url.contains('?') && !self.url.contains('#') "
+            "self.url.matches('^https?://[A-Za-z0-9._\\\\[\\\\]:-]+(/[!-~]*)?$') && !self.url.contains('?') && "
+            "!self.url.contains('#') "
             "&& isURL(self.url) && url(self.url).getHostname() != ''",
             'url must be an absolute URL without user, query or fragment, such as "https://api.provider.example/v1"',
             _url_is_sound,
@@ -88,7 +90,8 @@ class External(ApiModel):
         ),
         Rule(
             "!self.url.startsWith('http://') || (has(self.allowPlaintext) && self.allowPlaintext)",
-            "url is http: prompts and the credential would travel in the clear; write https, or set allowPlaintext: true when the network "
+            "url is http: prompts and the credential would travel in the clear; write https, or set allowPlaintext: "
+            "true when the network "
             "between gateway and provider is trusted (an address inside the cluster)",
             lambda e: not e.url.startswith("http://") or e.allow_plaintext,
             "url",
@@ -96,7 +99,8 @@ class External(ApiModel):
         Rule(
             "!has(self.headers) || self.headers.all(h, !(h.name in "
             "['authorization', 'connection', 'content-length', 'content-type', 'host', 'transfer-encoding']))",
-            "headers may not set authorization, connection, content-length, content-type, host or transfer-encoding: use credentialsRef for "
+            "headers may not set authorization, connection, content-length, content-type, host or transfer-encoding: "
+            "use credentialsRef for "
             "a credential, the gateway sets the rest",
             lambda e: not any(h.name in _RESERVED_HEADERS for h in e.headers),
             "headers",
@@ -106,9 +110,11 @@ class External(ApiModel):
     url: Annotated[str, Field(min_length=1, max_length=1024)]
     """Base URL of the API up to and including the version, such as "https://api.provider.example/v1"."""
     credentials_ref: CredentialsRef | None = None
-    """Where the provider's credential is kept. When absent, requests carry none; the client's own is never passed on."""
+    """Where the provider's credential is kept. When absent, requests carry none; the client's own is never passed
+    on."""
     ca_bundle: Annotated[str | None, Field(min_length=1, max_length=65_536)] = None
-    """Certificates, in PEM, that the provider's certificate must chain to. When absent: the gateway's system certificates."""
+    """Certificates, in PEM, that the provider's certificate must chain to. When absent: the gateway's system
+    certificates."""
     allow_plaintext: Bool = False
     """Permits an http URL. Only for addresses whose network is trusted, such as another Service in the cluster."""
     headers: Annotated[

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from tierwise.api.base import ApiModel, Rule
 from tierwise.api.scalars import FreeForm, FrozenMap, Int, Money, PositiveDecimal, Quantity
-from tierwise.api.shapes import ATOMIC, Currency, MetricName, UpstreamModel, UrlPath, list_map, unique
+from tierwise.api.shapes import ATOMIC, Currency, Image, MetricName, UpstreamModel, UrlPath, list_map, unique
 
 
 class Engine(StrEnum):
@@ -53,7 +53,7 @@ class SelectPolicy(StrEnum):
 class EnvVar(ApiModel):
     """An environment variable of the engine's container."""
 
-    RULES: ClassVar = (
+    RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "!(has(self.value) && has(self.valueFrom))",
             "value and valueFrom are both set: keep one of them",
@@ -69,7 +69,7 @@ class EnvVar(ApiModel):
     """Source of the value, as in a Pod: secretKeyRef, configMapKeyRef, fieldRef or resourceFieldRef."""
 
 
-Quantities = Annotated[FrozenMap[Quantity], Field(max_length=16)]
+Quantities = Annotated[FrozenMap[Quantity], Field(max_length=16, json_schema_extra={"maxProperties": 16})]
 
 
 class Resources(ApiModel):
@@ -85,7 +85,8 @@ class ReplicaPrice(ApiModel):
     """Price of one replica."""
 
     per_replica_hour: Money
-    """What one replica costs per hour, accelerators and their node's share included, as a quoted decimal number such as "2.95"."""
+    """What one replica costs per hour, accelerators and their node's share included, as a quoted decimal number such
+    as "2.95"."""
     currency: Currency = "USD"
     """ISO 4217 code of the price's currency."""
 
@@ -93,7 +94,7 @@ class ReplicaPrice(ApiModel):
 class Replicas(ApiModel):
     """How many replicas the tier may have."""
 
-    RULES: ClassVar = (
+    RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "self.min <= self.max",
             "replicas.min is above replicas.max: lower min or raise max",
@@ -103,8 +104,8 @@ class Replicas(ApiModel):
     )
 
     min: Annotated[Int, Field(ge=0, le=10_000)] = 1
-    """Fewest replicas. 0 lets an idle tier scale to zero: the first request afterwards is answered by another tier of its class, or fails
-    when there is none, until a replica has started."""
+    """Fewest replicas. 0 lets an idle tier scale to zero: the first request afterwards is answered by another tier
+    of its class, or fails when there is none, until a replica has started."""
     max: Annotated[Int, Field(ge=1, le=10_000)]
     """Most replicas."""
     startup_seconds: Annotated[Int, Field(ge=0, le=86_400)] = 120
@@ -129,7 +130,8 @@ class ScalingRules(ApiModel):
     stabilization_window_seconds: Annotated[Int | None, Field(ge=0, le=3600)] = None
     """Seconds of past recommendations that the autoscaler considers before it moves."""
     select_policy: SelectPolicy | None = None
-    """Which policy applies when there are several: Max (default), Min, or Disabled for no movement in this direction."""
+    """Which policy applies when there are several: Max (default), Min, or Disabled for no movement in this
+    direction."""
     policies: Annotated[tuple[ScalingPolicy, ...], Field(max_length=8, json_schema_extra=ATOMIC)] = ()
     """Limits on the speed."""
 
@@ -146,11 +148,12 @@ class ScalingBehavior(ApiModel):
 class Autoscaling(ApiModel):
     """How replicas follow load between the bounds that the plan sets."""
 
-    RULES: ClassVar = (
+    RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "!has(self.target) || (type(self.target) == int ? self.target > 0 : "
             "(!isQuantity(self.target) || quantity(self.target).compareTo(quantity('0')) > 0))",
-            'autoscaling.target must be above zero: write the average per replica to hold, such as "48" running requests',
+            'autoscaling.target must be above zero: write the average per replica to hold, such as "48" running '
+            "requests",
             lambda a: a.target is None or a.target.value > 0,
             "target",
         ),
@@ -159,10 +162,11 @@ class Autoscaling(ApiModel):
     provider: AutoscalingProvider = AutoscalingProvider.HPA
     """HPA: a HorizontalPodAutoscaler that Tierwise owns. KEDA: a ScaledObject, where KEDA is installed."""
     signal: ScalingSignal = ScalingSignal.RUNNING_REQUESTS
-    """What is watched: RunningRequests, WaitingRequests (queued), KVCacheUsage (share of the cache, 0 to 1) or CPU (percent of the request)."""
+    """What is watched: RunningRequests, WaitingRequests (queued), KVCacheUsage (share of the cache, 0 to 1) or CPU
+    (percent of the request)."""
     target: Quantity | None = None
-    """Average of the signal per replica that the autoscaler holds, such as "48" running requests, "800m" of the KV cache, or 70 percent of CPU.
-    When absent: a preset of engine and signal."""
+    """Average of the signal per replica that the autoscaler holds, such as "48" running requests, "800m" of the KV
+    cache, or 70 percent of CPU. When absent: a preset of engine and signal."""
     behavior: ScalingBehavior | None = None
     """How fast replicas are added and removed. When absent: quickly up, slowly down."""
 
@@ -170,7 +174,7 @@ class Autoscaling(ApiModel):
 class ReplicaCapacity(ApiModel):
     """What one replica can serve within the objective: assumed until measured."""
 
-    RULES: ClassVar = (
+    RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "has(self.requestsPerSecond) || has(self.tokensPerSecond)",
             "capacity states nothing: set requestsPerSecond or tokensPerSecond, or remove capacity",
@@ -238,7 +242,7 @@ def _custom_names_its_signal(tier: "InCluster") -> bool:
 class InCluster(ApiModel):
     """An engine that Tierwise runs as a Deployment with Service, autoscaler and disruption budget."""
 
-    RULES: ClassVar = (
+    RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "self.engine != 'Custom' || has(self.port)",
             "port is required with engine Custom: write the port that the engine listens on",
@@ -247,17 +251,20 @@ class InCluster(ApiModel):
         ),
         Rule(
             "self.engine != 'Custom' || has(self.health)",
-            "health is required with engine Custom: write the path that answers 200 when the engine can take requests, such as "
+            "health is required with engine Custom: write the path that answers 200 when the engine can take "
+            "requests, such as "
             "health: {path: /health}",
             lambda t: t.engine is not Engine.CUSTOM or t.health is not None,
             "health",
         ),
         Rule(
-            "self.engine != 'Custom' || self.autoscaling.signal == 'CPU' || (has(self.metrics) && has(self.metrics.names) && ("
+            "self.engine != 'Custom' || self.autoscaling.signal == 'CPU' || (has(self.metrics) && "
+            "has(self.metrics.names) && ("
             "self.autoscaling.signal == 'RunningRequests' ? has(self.metrics.names.runningRequests) : "
             "self.autoscaling.signal == 'WaitingRequests' ? has(self.metrics.names.waitingRequests) : "
             "has(self.metrics.names.kvCacheUsage)))",
-            "engine Custom has no metric for autoscaling.signal: name it in metrics.names (runningRequests, waitingRequests or kvCacheUsage), "
+            "engine Custom has no metric for autoscaling.signal: name it in metrics.names (runningRequests, "
+            "waitingRequests or kvCacheUsage), "
             "or use autoscaling.signal: CPU",
             _custom_names_its_signal,
             "metrics",
@@ -265,8 +272,9 @@ class InCluster(ApiModel):
     )
 
     engine: Engine = Engine.VLLM
-    """Engine: VLLM, SGLang or LlamaCpp, whose command line, port, probes and metric names are known; or Custom, which states them."""
-    image: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._:/@-]*$")]
+    """Engine: VLLM, SGLang or LlamaCpp, whose command line, port, probes and metric names are known; or Custom,
+    which states them."""
+    image: Image
     """Container image of the engine, with tag or digest, such as "vllm/vllm-openai:v0.24.0"."""
     model_source: UpstreamModel | None = None
     """What the engine loads: a repository or a path, such as "Qwen/Qwen3-8B". When absent: spec.model."""
@@ -289,7 +297,8 @@ class InCluster(ApiModel):
     resources: Resources = Resources()
     """Compute resources of the container."""
     pod_template: FreeForm = FrozenMap()
-    """Strategic-merge overlay on the Pod template, with `metadata` and `spec`, for everything else: node selectors, tolerations, volumes."""
+    """Strategic-merge overlay on the Pod template, with `metadata` and `spec`, for everything else: node selectors,
+    tolerations, volumes."""
     price: ReplicaPrice | None = None
     """Price of a replica. When absent the tier's cost is unknown, and budgets treat it as their `unpriced` says."""
     replicas: Replicas

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, WithJsonSchema
 
 from tierwise.api.base import ApiModel, FieldError, InvalidObject, StatusModel, field_errors
-from tierwise.api.scalars import FrozenMap
+from tierwise.api.scalars import FrozenMap, Int
 
 GROUP = "tierwise.dev"
 VERSION = "v1alpha1"
@@ -68,8 +68,9 @@ class Condition(StatusModel):
     """What is observed, in CamelCase; `Ready` is always present."""
     status: ConditionStatus
     """True, False, or Unknown when it can not be told."""
-    observed_generation: Annotated[int | None, Field(ge=0)] = None
-    """The metadata.generation that was looked at; when lower than the object's, the condition is about an older spec."""
+    observed_generation: Annotated[Int | None, Field(ge=0)] = None
+    """The metadata.generation that was looked at; when lower than the object's, the condition is about an older
+    spec."""
     last_transition_time: Time
     """When status last changed."""
     reason: Annotated[str, Field(max_length=1024)]
@@ -170,11 +171,10 @@ class ApiObject(StatusModel, Generic[SpecT, StatusT]):
     def parse(cls, body: Mapping[str, Any]) -> Self:
         """Read a manifest or what the API server returned.
 
-        A status field that can not be read is left out and listed in `unreadable_status`: the spec decides whether an object is
-        valid, and what is unknown is absent.
+        A status field that can not be read is left out and listed in `unreadable_status`: the spec decides whether
+        an object is valid, and what is unknown is absent.
 
-        Raises:
-            InvalidObject: with every wrong field, its value and the remedy.
+        Raises: InvalidObject: with every wrong field, its value and the remedy.
         """
         metadata = body.get("metadata")
         name = str(metadata.get("name", "")) if isinstance(metadata, Mapping) else ""
@@ -204,7 +204,9 @@ class ApiObject(StatusModel, Generic[SpecT, StatusT]):
     @classmethod
     def _read_status(cls, given: object) -> tuple[StatusT, tuple[FieldError, ...]]:
         model = cls.model_fields["status"].annotation
-        if model is None or not issubclass(model, StatusModel):  # pragma: no cover - the class statement guarantees it
+        if not isinstance(model, type) or not issubclass(
+            model, StatusModel
+        ):  # pragma: no cover - the class statement guarantees it
             raise TypeError(f"{cls.__name__} has no status model")
         fields = dict(given) if isinstance(given, Mapping) else {}
         try:

@@ -1,5 +1,6 @@
-"""ModelTier: one way to answer requests, an engine in the cluster or a provider outside, with its price and its quality."""
+"""ModelTier: one way to answer requests, an engine in the cluster or a provider outside, with price and quality."""
 
+import re
 from decimal import Decimal
 from typing import Annotated, ClassVar
 
@@ -11,7 +12,7 @@ from tierwise.api.in_cluster import InCluster
 from tierwise.api.meta import ApiObject, Kind, PrinterColumn
 from tierwise.api.model_tier_status import ModelTierStatus
 from tierwise.api.scalars import Score, Sensitivity
-from tierwise.api.shapes import Label, UpstreamModel, list_map, unique
+from tierwise.api.shapes import TIER_NAME, TIER_NAME_LENGTH, Label, UpstreamModel, list_map, unique
 
 
 class TierQuality(ApiModel):
@@ -20,7 +21,8 @@ class TierQuality(ApiModel):
     task: Label
     """The task, by the name that classes of a RoutingPolicy use in `task`."""
     score: Score
-    """Share of the task's questions that the tier answers well, as a quoted decimal number from 0 to 1, such as "0.93"."""
+    """Share of the task's questions that the tier answers well, as a quoted decimal number from 0 to 1, such as
+    "0.93"."""
     source: Annotated[str | None, Field(max_length=256)] = None
     """Where the score comes from, for people: an evaluation and its date, or a publication."""
 
@@ -28,10 +30,11 @@ class TierQuality(ApiModel):
 class ModelTierSpec(ApiModel):
     """What the user wants of the tier."""
 
-    RULES: ClassVar = (
+    RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "has(self.inCluster) != has(self.external)",
-            "exactly one of spec.inCluster and spec.external must be set: inCluster for an engine that Tierwise runs, external for a "
+            "exactly one of spec.inCluster and spec.external must be set: inCluster for an engine that Tierwise runs, "
+            "external for a "
             "provider's API; remove one or add the other",
             lambda s: (s.in_cluster is None) != (s.external is None),
         ),
@@ -41,8 +44,8 @@ class ModelTierSpec(ApiModel):
     """Name of the model in the body of requests to this tier: what the engine serves or the provider offers.
     Clients ask for a RoutingPolicy's models instead; the gateway replaces the name."""
     clearance: Sensitivity | None = None
-    """Highest sensitivity of a request that this tier may see: Public, Internal, Confidential or Restricted. Never relaxed.
-    When absent: Restricted for an in-cluster tier, Public for an external one."""
+    """Highest sensitivity of a request that this tier may see: Public, Internal, Confidential or Restricted. Never
+    relaxed. When absent: Restricted for an in-cluster tier, Public for an external one."""
     in_cluster: InCluster | None = None
     """An engine that Tierwise runs in this namespace. Exactly one of inCluster and external must be set."""
     external: External | None = None
@@ -69,6 +72,16 @@ class ModelTierSpec(ApiModel):
 class ModelTier(ApiObject[ModelTierSpec, ModelTierStatus]):
     """One way to answer requests: an engine in the cluster or a provider's API, with its price, limits and quality."""
 
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            f"self.metadata.name.size() <= {TIER_NAME_LENGTH} && self.metadata.name.matches('{TIER_NAME}')",
+            f'metadata.name must be at most {TIER_NAME_LENGTH} lower-case letters, digits and "-", a letter first: it '
+            f"names a "
+            "Service and metrics; choose another name",
+            lambda o: len(o.metadata.name) <= TIER_NAME_LENGTH and re.fullmatch(TIER_NAME, o.metadata.name) is not None,
+            "metadata.name",
+        ),
+    )
     KIND: ClassVar[Kind] = Kind(
         kind="ModelTier",
         plural="modeltiers",

@@ -52,7 +52,8 @@ class TierCost(StatusModel):
     per_hour: Figure | None = None
     """Cost per hour at the present rate: running and starting replicas, or tokens."""
     per_million_tokens: Figure | None = None
-    """Effective cost per million tokens: all cost over all tokens. For an idle replica this is high, and no basis for a decision."""
+    """Effective cost per million tokens: all cost over all tokens. For an idle replica this is high, and no basis
+    for a decision."""
     marginal_per_million_tokens: Figure | None = None
     """What one million more tokens would cost: zero while running replicas have room."""
     break_even_requests_per_second: Figure | None = None
@@ -66,7 +67,7 @@ class TierCost(StatusModel):
 class ModelTierStatus(StatusModel):
     """What Tierwise sees. What is not known is absent."""
 
-    observed_generation: Annotated[int | None, Field(ge=0)] = None
+    observed_generation: Annotated[Int | None, Field(ge=0)] = None
     """The metadata.generation that this status is about."""
     conditions: Conditions = ()
     """Ready is always present; Reconciling and Stalled only when True."""

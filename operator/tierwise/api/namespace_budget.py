@@ -35,7 +35,8 @@ class FailurePolicy(StrEnum):
     CLOSED = "Closed"
 
 
-_SEVERITY = [a.value for a in LadderAction]
+# A CEL map, which Python happens to print in CEL's syntax; the API server can bound its cost, unlike that of indexOf.
+_SEVERITY = {action.value: action.rank for action in LadderAction}
 
 
 class LadderRung(ApiModel):
@@ -44,8 +45,8 @@ class LadderRung(ApiModel):
     at_percent: Annotated[Int, Field(ge=1, le=100)]
     """Percent of the ceiling that is spent, from which the action holds."""
     action: LadderAction
-    """Notify: condition, event and metric. Downgrade: to the cheapest tiers that are cleared, floors giving way. Throttle: fewer requests.
-    Deny: 429."""
+    """Notify: condition, event and metric. Downgrade: to the cheapest tiers that are cleared, floors giving way.
+    Throttle: fewer requests. Deny: 429."""
 
 
 class ExemptClass(ApiModel):
@@ -68,21 +69,23 @@ def _is_time_zone(spec: "NamespaceBudgetSpec") -> bool:
 class NamespaceBudgetSpec(ApiModel):
     """What the platform team grants the namespace."""
 
-    RULES: ClassVar = (
+    RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "self.ladder.all(r, self.ladder.exists_one(o, o.atPercent == r.atPercent)) && self.ladder.map(r, r.atPercent).isSorted()",
+            "self.ladder.all(r, self.ladder.exists_one(o, o.atPercent == r.atPercent)) && self.ladder.map(r, "
+            "r.atPercent).isSorted()",
             "ladder must ascend: order its rungs by atPercent and give each another atPercent",
             lambda s: all(a.at_percent < b.at_percent for a, b in zip(s.ladder, s.ladder[1:], strict=False)),
             "ladder",
         ),
         Rule(
-            f"self.ladder.map(r, {_SEVERITY}.indexOf(r.action)).isSorted()",
+            f"self.ladder.map(r, {_SEVERITY}[r.action]).isSorted()",
             "ladder's actions may not become milder on the way up: order them Notify, Downgrade, Throttle, Deny",
             lambda s: all(a.action <= b.action for a, b in zip(s.ladder, s.ladder[1:], strict=False)),
             "ladder",
         ),
         Rule(
-            "!has(self.exempt) || self.exempt.all(e, self.exempt.exists_one(o, o.policy == e.policy && o['class'] == e['class']))",
+            "!has(self.exempt) || self.exempt.all(e, self.exempt.exists_one(o, o.policy == e.policy && o.class == "
+            "e.class))",
             "exempt lists a class twice: keep one",
             lambda s: len({*s.exempt}) == len(s.exempt),
             "exempt",
@@ -100,7 +103,8 @@ class NamespaceBudgetSpec(ApiModel):
     time_zone: Annotated[str, Field(min_length=1, max_length=64)] = "UTC"
     """Time zone of the calendar, by its IANA name, such as "Europe/London"."""
     ceiling: PositiveDecimal
-    """Most that the namespace may spend in a period, as a quoted decimal number such as "12000.00". Of several budgets the strictest holds."""
+    """Most that the namespace may spend in a period, as a quoted decimal number such as "12000.00". Of several
+    budgets the strictest holds."""
     currency: Currency = "USD"
     """ISO 4217 code of the ceiling's currency. Tiers priced in another currency count as unpriced."""
     ladder: Annotated[tuple[LadderRung, ...], Field(min_length=1, max_length=8, json_schema_extra=ATOMIC)]
@@ -108,13 +112,16 @@ class NamespaceBudgetSpec(ApiModel):
     exempt: Annotated[tuple[ExemptClass, ...], Field(max_length=32, json_schema_extra=ATOMIC)] = ()
     """Classes that the ladder leaves alone. Their cost still counts."""
     unpriced: Unpriced = Unpriced.DENY
-    """What happens to requests whose tier has no known price: Deny keeps them off the tier, Allow lets them through uncounted (and says so)."""
+    """What happens to requests whose tier has no known price: Deny keeps them off the tier, Allow lets them through
+    uncounted (and says so)."""
     failure_policy: FailurePolicy = FailurePolicy.CLOSED
-    """What gateways do once no operator has decided for failureAfter: Closed denies, Open lets requests through. Until then the last rung stays."""
-    failure_after: Duration = Duration.parse("10m")
+    """What gateways do once no operator has decided for failureAfter: Closed denies, Open lets requests through.
+    Until then the last rung stays."""
+    failure_after: Duration = Field(default="10m", validate_default=True)
     """How long no operator may decide before failurePolicy applies."""
     enforce_replicas: Bool = False
-    """Lets the ladder take replicas below a tier's replicas.min. When false, what the minimum costs until the period's end is reserved first."""
+    """Lets the ladder take replicas below a tier's replicas.min. When false, what the minimum costs until the
+    period's end is reserved first."""
 
 
 class NamespaceBudget(ApiObject[NamespaceBudgetSpec, NamespaceBudgetStatus]):

@@ -1,4 +1,4 @@
-"""What Tierwise reports about a NamespaceBudget: what is spent, what is to be expected, which rung holds, and the ledger's checkpoint."""
+"""What Tierwise reports about a NamespaceBudget: spending, forecast, the rung that holds, the ledger's checkpoint."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -7,10 +7,10 @@ from pydantic import Field
 
 from tierwise.api.base import StatusModel
 from tierwise.api.meta import Conditions, Provenance, Time
-from tierwise.api.scalars import Figure, Percent
+from tierwise.api.scalars import Figure, Int, Percent
 from tierwise.api.shapes import SET, list_map
 
-Total = Annotated[int, Field(ge=0)]
+Total = Annotated[Int, Field(ge=0)]
 
 
 class LadderAction(StrEnum):
@@ -88,10 +88,11 @@ class Checkpoint(StatusModel):
 class NamespaceBudgetStatus(StatusModel):
     """What Tierwise sees. What is not known is absent."""
 
-    observed_generation: Annotated[int | None, Field(ge=0)] = None
+    observed_generation: Annotated[Int | None, Field(ge=0)] = None
     """The metadata.generation that this status is about."""
     conditions: Conditions = ()
-    """Ready is always present; SpendUnknown when a price or a usage is unknown; Reconciling and Stalled only when True."""
+    """Ready is always present; SpendUnknown when a price or a usage is unknown; Reconciling and Stalled only when
+    True."""
     period: PeriodBounds | None = None
     """The present period."""
     spent: Figure | None = None

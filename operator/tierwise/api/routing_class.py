@@ -9,7 +9,7 @@ from pydantic import Field
 
 from tierwise.api.base import ApiModel, Rule
 from tierwise.api.scalars import Duration, Int, LossPercent, Percent, Score, Sensitivity
-from tierwise.api.shapes import ATOMIC, SET, HeaderName, HeaderValue, Label, ModelName, ObjectName, unique
+from tierwise.api.shapes import ATOMIC, SET, HeaderName, HeaderValue, Label, ModelName, TierName, unique
 
 
 class Complexity(StrEnum):
@@ -41,14 +41,14 @@ def _is_regex(header: "HeaderMatch") -> bool:
 class HeaderMatch(ApiModel):
     """One header of the request. All three ways of comparing are case-sensitive."""
 
-    RULES: ClassVar = (
+    RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "[has(self.value), has(self.prefix), has(self.pattern)].filter(x, x).size() == 1",
             "exactly one of value, prefix and pattern must be set in a header match: keep one",
             lambda h: sum(x is not None for x in (h.value, h.prefix, h.pattern)) == 1,
         ),
         Rule(
-            "!has(self.pattern) || ''.matches(self.pattern) || true",
+            "!has(self.pattern) || ''.matches(self.pattern) || !''.matches(self.pattern)",
             "pattern must be a regular expression in RE2 syntax: correct it",
             _is_regex,
             "pattern",
@@ -66,9 +66,9 @@ class HeaderMatch(ApiModel):
 
 
 class PromptTokens(ApiModel):
-    """Size of the prompt. The gateway estimates it from the body's length; a body of unknown length counts as the largest."""
+    """Size of the prompt, estimated from the body's length; a body of unknown length counts as the largest."""
 
-    RULES: ClassVar = (
+    RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "has(self.min) || has(self.max)",
             "promptTokens states nothing: set min, max or both, or remove promptTokens",
@@ -91,10 +91,11 @@ class PromptTokens(ApiModel):
 class ClassMatch(ApiModel):
     """Which requests the class takes: those that meet every criterion that is set."""
 
-    RULES: ClassVar = (
+    RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "has(self.headers) || has(self.promptTokens) || has(self.consumers) || has(self.models)",
-            "match states no criterion: set headers, promptTokens, consumers or models, or remove match so that the class takes every request",
+            "match states no criterion: set headers, promptTokens, consumers or models, or remove match so that the "
+            "class takes every request",
             lambda m: bool(m.headers or m.prompt_tokens or m.consumers or m.models),
         ),
     )
@@ -119,9 +120,9 @@ class ClassMatch(ApiModel):
 
 
 class Objective(ApiModel):
-    """What the class's requests are promised. A replica counts as full at the load where one of these would no longer hold."""
+    """What the class's requests are promised. A replica is full at the load where one of these would fail."""
 
-    RULES: ClassVar = (
+    RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "has(self.ttftP95) || has(self.interTokenP95) || has(self.latencyP95)",
             "objective states nothing: set ttftP95, interTokenP95 or latencyP95, or remove objective",
@@ -140,10 +141,11 @@ class Objective(ApiModel):
 class QualityFloor(ApiModel):
     """The least quality that the class's mix of tiers may have, in the class's task."""
 
-    RULES: ClassVar = (
+    RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "has(self.minScore) != has(self.maxLossPercent)",
-            "exactly one of minScore and maxLossPercent must be set in quality: minScore for an absolute floor, maxLossPercent for a loss against "
+            "exactly one of minScore and maxLossPercent must be set in quality: minScore for an absolute floor, "
+            "maxLossPercent for a loss against "
             "spec.referenceTier; keep one",
             lambda q: (q.min_score is None) != (q.max_loss_percent is None),
         ),
@@ -158,7 +160,7 @@ class QualityFloor(ApiModel):
 class TierRef(ApiModel):
     """A tier that may answer the class's requests."""
 
-    RULES: ClassVar = (
+    RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "self.minWeight <= self.maxWeight",
             "minWeight is above maxWeight: lower minWeight or raise maxWeight",
@@ -173,10 +175,11 @@ class TierRef(ApiModel):
         ),
     )
 
-    name: ObjectName
+    name: TierName
     """Name of a ModelTier in this namespace."""
     weight: Percent | None = None
-    """Percent of the class's requests to start from; with mode Manual, to stay at. Set for all tiers of the class or for none."""
+    """Percent of the class's requests to start from; with mode Manual, to stay at. Set for all tiers of the class or
+    for none."""
     min_weight: Percent = 0
     """Least percent that the tier may get, such as a trickle that keeps its figures measured."""
     max_weight: Percent = 100
@@ -187,23 +190,23 @@ ALL_FALLBACK_DEFAULTS = (FallbackReason.CONNECT_FAILURE, FallbackReason.SERVER_E
 
 
 class Fallback(ApiModel):
-    """When and where the gateway tries again. Only before the first byte of an answer, and only tiers that are cleared for the request."""
+    """When and where the gateway tries again: before the first byte of an answer, on tiers cleared for the request."""
 
     when: Annotated[
         tuple[FallbackReason, ...],
         Field(min_length=1, max_length=5, json_schema_extra=SET),
         unique("fallback.when lists a reason twice: keep one"),
     ] = ALL_FALLBACK_DEFAULTS
-    """What makes the gateway try the next tier: ConnectFailure (resets included), ServerError (5xx), RateLimited (429), Timeout, and
-    LowConfidence (the answer carries x-low-confidence: true)."""
+    """What makes the gateway try the next tier: ConnectFailure (resets included), ServerError (5xx), RateLimited
+    (429), Timeout, and LowConfidence (the answer carries x-low-confidence: true)."""
     order: Annotated[
-        tuple[ObjectName, ...] | None,
+        tuple[TierName, ...] | None,
         Field(min_length=1, max_length=8, json_schema_extra=ATOMIC),
     ] = None
     """Tiers to try, in order, out of the class's. When absent: the class's tiers, in their order."""
     attempts: Annotated[Int, Field(ge=1, le=5)] = 2
     """Tiers tried in all, the first one included. 1 switches fallback off."""
-    timeout: Duration = Duration.parse("60s")
+    timeout: Duration = Field(default="60s", validate_default=True)
     """Longest wait for the response's headers of one attempt, where `when` lists Timeout."""
 
 
@@ -217,7 +220,7 @@ class PrefixAffinity(ApiModel):
 class Affinity(ApiModel):
     """Which requests should reach the same replica."""
 
-    RULES: ClassVar = (
+    RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "has(self.header) != has(self.prefix)",
             "exactly one of header and prefix must be set in affinity: keep one",
@@ -234,7 +237,7 @@ class Affinity(ApiModel):
 class Shadow(ApiModel):
     """Copies of requests to another tier, whose answers are measured and thrown away. They cost what they cost."""
 
-    tier: ObjectName
+    tier: TierName
     """Name of a ModelTier in this namespace; it needs the clearance that answering would need."""
     percent: Annotated[Int, Field(ge=1, le=100)]
     """Percent of the class's requests that are copied."""
@@ -248,7 +251,7 @@ def _weights_complete(routing_class: "RoutingClass") -> bool:
 class RoutingClass(ApiModel):
     """Requests of one kind, with what they are promised and the tiers that may answer them."""
 
-    RULES: ClassVar = (
+    RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "self.tiers.all(t, self.tiers.exists_one(o, o.name == t.name))",
             "tiers lists a tier twice: keep one entry per tier",
@@ -256,8 +259,10 @@ class RoutingClass(ApiModel):
             "tiers",
         ),
         Rule(
-            "!self.tiers.exists(t, has(t.weight)) || (self.tiers.all(t, has(t.weight)) && self.tiers.map(t, t.weight).sum() == 100)",
-            "the weights of tiers must be set for all tiers and sum to 100, or for none: correct them or remove them all",
+            "!self.tiers.exists(t, has(t.weight)) || (self.tiers.all(t, has(t.weight)) && self.tiers.map(t, "
+            "t.weight).sum() == 100)",
+            "the weights of tiers must be set for all tiers and sum to 100, or for none: correct them or remove them "
+            "all",
             _weights_complete,
             "tiers",
         ),
@@ -298,8 +303,8 @@ class RoutingClass(ApiModel):
     match: ClassMatch | None = None
     """Which requests the class takes. Only the last class may leave it out: it then takes what no other class took."""
     sensitivity: Sensitivity | None = None
-    """Sensitivity of the class's requests, at least the policy's: Public, Internal, Confidential or Restricted. When absent: the policy's.
-    The request's header may raise it, nothing lowers it."""
+    """Sensitivity of the class's requests, at least the policy's: Public, Internal, Confidential or Restricted. When
+    absent: the policy's. The request's header may raise it, nothing lowers it."""
     complexity: Complexity | None = None
     """How hard the requests are: Simple, Moderate or Complex. For reports; decisions rest on task and quality."""
     task: Label | None = None
@@ -322,7 +327,7 @@ class RoutingClass(ApiModel):
         return next((t for t in self.tiers if t.name == name), None)
 
     def starting_weights(self) -> dict[str, Decimal]:
-        """Percent of each tier to start from: as written, or what minWeight and maxWeight leave, preferring the first listed."""
+        """Percent of each tier to start from: as written, or as the bounds allow, preferring the first listed."""
         if all(t.weight is not None for t in self.tiers):
             return {t.name: Decimal(t.weight or 0) for t in self.tiers}
         weights = {t.name: t.min_weight for t in self.tiers}

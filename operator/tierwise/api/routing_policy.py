@@ -1,5 +1,6 @@
 """RoutingPolicy: which models clients may ask for, and how their requests are spread over tiers."""
 
+import re
 from enum import StrEnum
 from typing import Annotated, ClassVar
 
@@ -10,7 +11,7 @@ from tierwise.api.meta import ApiObject, Kind, PrinterColumn
 from tierwise.api.routing_class import RoutingClass
 from tierwise.api.routing_policy_status import RoutingPolicyStatus
 from tierwise.api.scalars import Bool, Duration, Int, Percent, Sensitivity
-from tierwise.api.shapes import ATOMIC, SET, Hostname, ModelName, ObjectName, unique
+from tierwise.api.shapes import ATOMIC, SET, Hostname, ModelName, TierName, unique
 
 
 class RebalanceMode(StrEnum):
@@ -25,18 +26,21 @@ class Rebalance(ApiModel):
     """How weights move."""
 
     mode: RebalanceMode = RebalanceMode.AUTO
-    """Auto: Tierwise moves weights and replicas. Recommend: it only reports what it would do. Manual: weights stay as written."""
-    interval: Duration = Duration.parse("30s")
+    """Auto: Tierwise moves weights and replicas. Recommend: it only reports what it would do. Manual: weights stay
+    as written."""
+    interval: Duration = Field(default="30s", validate_default=True)
     """Time between decisions."""
     max_step_percent: Annotated[Int, Field(ge=1, le=100)] = 20
     """Most percentage points that a tier's weight moves in one decision."""
     min_saving_percent: Percent = 2
-    """Least saving, in percent of the present cost, for which weights are moved. Moves for an objective or a floor need none."""
-    cooldown: Duration = Duration.parse("2m")
+    """Least saving, in percent of the present cost, for which weights are moved. Moves for an objective or a floor
+    need none."""
+    cooldown: Duration = Field(default="2m", validate_default=True)
     """Time after a move during which a class is not moved back."""
 
 
-_RANKS = "['Public', 'Internal', 'Confidential', 'Restricted']"
+# A CEL map, which Python happens to print in CEL's syntax; the API server can bound its cost, unlike that of indexOf.
+_RANKS = {level.value: level.rank for level in Sensitivity}
 
 
 def _only_last_takes_all(spec: "RoutingPolicySpec") -> bool:
@@ -46,7 +50,7 @@ def _only_last_takes_all(spec: "RoutingPolicySpec") -> bool:
 class RoutingPolicySpec(ApiModel):
     """What the user wants of the policy."""
 
-    RULES: ClassVar = (
+    RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "self.classes.all(c, self.classes.exists_one(o, o.name == c.name))",
             "classes has two classes of the same name: rename one",
@@ -54,14 +58,17 @@ class RoutingPolicySpec(ApiModel):
             "classes",
         ),
         Rule(
-            "self.classes.filter(c, !has(c.match)).size() <= (has(self.classes[self.classes.size() - 1].match) ? 0 : 1)",
-            "classes has a class without match before the last, which hides those after it: give it a match or move it to the end",
+            "self.classes.filter(c, !has(c.match)).size() <= (has(self.classes[self.classes.size() - 1].match) ? 0 : "
+            "1)",
+            "classes has a class without match before the last, which hides those after it: give it a match or move "
+            "it to the end",
             _only_last_takes_all,
             "classes",
         ),
         Rule(
-            f"self.classes.all(c, !has(c.sensitivity) || {_RANKS}.indexOf(c.sensitivity) >= {_RANKS}.indexOf(self.sensitivity))",
-            "classes has a class whose sensitivity is below spec.sensitivity, which can not be lowered: raise the class's, or lower the policy's",
+            f"self.classes.all(c, !has(c.sensitivity) || {_RANKS}[c.sensitivity] >= {_RANKS}[self.sensitivity])",
+            "classes has a class whose sensitivity is below spec.sensitivity, which can not be lowered: raise the "
+            "class's, or lower the policy's",
             lambda s: all(c.sensitivity is None or c.sensitivity >= s.sensitivity for c in s.classes),
             "classes",
         ),
@@ -73,7 +80,8 @@ class RoutingPolicySpec(ApiModel):
         ),
         Rule(
             "has(self.referenceTier) || !self.classes.exists(c, has(c.quality) && has(c.quality.maxLossPercent))",
-            "referenceTier is required when a class sets quality.maxLossPercent: name the tier that the loss is measured against, or use minScore",
+            "referenceTier is required when a class sets quality.maxLossPercent: name the tier that the loss is "
+            "measured against, or use minScore",
             lambda s: (
                 s.reference_tier is not None
                 or not any(c.quality is not None and c.quality.max_loss_percent is not None for c in s.classes)
@@ -82,7 +90,8 @@ class RoutingPolicySpec(ApiModel):
         ),
         Rule(
             "self.classes.all(c, !has(c.match) || !has(c.match.models) || c.match.models.all(m, m in self.models))",
-            "classes has a class that matches a model which spec.models does not list: add it to spec.models or remove it from match.models",
+            "classes has a class that matches a model which spec.models does not list: add it to spec.models or "
+            "remove it from match.models",
             lambda s: all(
                 {*c.match.models} <= {*s.models}
                 for c in s.classes
@@ -103,14 +112,17 @@ class RoutingPolicySpec(ApiModel):
         Field(max_length=16, json_schema_extra=SET),
         unique("spec.hostnames lists a name twice: keep one"),
     ] = ()
-    """Host names under which clients reach the policy. When empty: any, with the namespace taken from the consumer or the model's name."""
+    """Host names under which clients reach the policy. When empty: any, with the namespace taken from the consumer
+    or the model's name."""
     sensitivity: Sensitivity
-    """Sensitivity of every request of this policy at the least: Public, Internal, Confidential or Restricted. A request reaches only
-    tiers with that clearance. Classes and a request's header may raise it."""
-    reference_tier: ObjectName | None = None
-    """The tier that all requests would go to without Tierwise ("all-large"): savings and quality losses are measured against it."""
+    """Sensitivity of every request of this policy at the least: Public, Internal, Confidential or Restricted. A
+    request reaches only tiers with that clearance. Classes and a request's header may raise it."""
+    reference_tier: TierName | None = None
+    """The tier that all requests would go to without Tierwise ("all-large"): savings and quality losses are measured
+    against it."""
     classes: Annotated[tuple[RoutingClass, ...], Field(min_length=1, max_length=16, json_schema_extra=ATOMIC)]
-    """Classes of requests, in order: the first that matches takes the request. A request that none takes is refused with 400."""
+    """Classes of requests, in order: the first that matches takes the request. A request that none takes is refused
+    with 400."""
     rebalance: Rebalance = Rebalance()
     """How weights move."""
     suspend: Bool = False
@@ -131,8 +143,17 @@ class RoutingPolicySpec(ApiModel):
 
 
 class RoutingPolicy(ApiObject[RoutingPolicySpec, RoutingPolicyStatus]):
-    """Which models clients may ask for, how their requests are told apart, what they are promised and which tiers may answer."""
+    """Which models clients may ask for, what their requests are promised, and which tiers may answer."""
 
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.metadata.name.size() <= 63 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
+            'metadata.name must be at most 63 lower-case letters, digits and "-": it shows in metrics; choose another '
+            "name",
+            lambda o: re.fullmatch("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", o.metadata.name) is not None,
+            "metadata.name",
+        ),
+    )
     KIND: ClassVar[Kind] = Kind(
         kind="RoutingPolicy",
         plural="routingpolicies",

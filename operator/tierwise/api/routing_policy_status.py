@@ -1,4 +1,4 @@
-"""What Tierwise reports about a RoutingPolicy: gateways, weights in force and wanted, what binds, and the last decision."""
+"""What Tierwise reports about a RoutingPolicy: gateways, weights, what binds, and the last decision."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -71,7 +71,8 @@ class ClassStatus(StatusModel):
     weights: Annotated[tuple[TierWeight, ...], Field(max_length=8, json_schema_extra=list_map("tier"))] = ()
     """Share of each tier."""
     binding: Binding | None = None
-    """What keeps the class from a cheaper mix: None, Objective, QualityFloor, Ceiling, Clearance, Capacity, Step, Limits, Stale or Manual."""
+    """What keeps the class from a cheaper mix: None, Objective, QualityFloor, Ceiling, Clearance, Capacity, Step,
+    Limits, Stale or Manual."""
     reason: Word | None = None
     """Why the weights are what they are, as one CamelCase word."""
     message: Sentence | None = None
@@ -143,7 +144,7 @@ class Decision(StatusModel):
 class RoutingPolicyStatus(StatusModel):
     """What Tierwise sees. What is not known is absent."""
 
-    observed_generation: Annotated[int | None, Field(ge=0)] = None
+    observed_generation: Annotated[Int | None, Field(ge=0)] = None
     """The metadata.generation that this status is about."""
     conditions: Conditions = ()
     """Ready is always present; Reconciling and Stalled only when True."""

@@ -1,7 +1,8 @@
 """The scalar types of the API: durations, money, scores, quantities, sensitivity and an immutable map.
 
-Each knows four things: how to read what a user wrote, how to write it back, its structural schema, and the remedy when it is wrong.
-The remedy is one sentence, given by the API server (as the message of a CEL rule) and by these models alike.
+Each knows four things: how to read what a user wrote, how to write it back, its structural schema, and the remedy
+when it is wrong. The remedy is one sentence, given by the API server (as the message of a CEL rule) and by these
+models alike.
 """
 
 from __future__ import annotations
@@ -182,7 +183,7 @@ Figure = Annotated[
 ]
 """A number of the status: signed, at most 6 decimals, a string in YAML."""
 
-Int = Annotated[int, Strict(), WithJsonSchema({"type": "integer", "format": "int32"})]
+Int = Annotated[int, Strict()]
 Bool = Annotated[bool, Strict()]
 Percent = Annotated[int, Strict(), PydanticField(ge=0, le=100)]
 

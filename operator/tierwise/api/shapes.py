@@ -57,6 +57,19 @@ _OBJECT_NAME = text(
     'write the name of an object in this namespace: lower-case letters, digits, "-" and "."',
     max_length=253,
 )
+# A tier's name becomes the name of a Service and a label's value, with room for a suffix.
+TIER_NAME = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
+TIER_NAME_LENGTH = 52
+_TIER_NAME = text(
+    TIER_NAME,
+    'write the name of a ModelTier in this namespace: a letter, then lower-case letters, digits and "-"',
+    max_length=TIER_NAME_LENGTH,
+)
+_IMAGE = text(
+    "^[a-zA-Z0-9][a-zA-Z0-9._:/@-]*$",
+    'write a container image with tag or digest, such as "vllm/vllm-openai:v0.24.0"',
+    max_length=512,
+)
 _MODEL = text(
     "^[A-Za-z0-9]([A-Za-z0-9._:-]*[A-Za-z0-9])?$",
     'write a model name of letters, digits, ".", "_", ":" and "-", such as "assistant" '
@@ -88,6 +101,8 @@ _METRIC = text(
 _URL_PATH = text("^/[!-~]*$", 'write an absolute path, such as "/health"', max_length=256)
 
 Label = Annotated[str, *_LABEL]
+TierName = Annotated[str, *_TIER_NAME]
+Image = Annotated[str, *_IMAGE]
 ObjectName = Annotated[str, *_OBJECT_NAME]
 ModelName = Annotated[str, *_MODEL]
 UpstreamModel = Annotated[str, *_UPSTREAM_MODEL]
