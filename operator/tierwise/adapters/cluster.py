@@ -212,6 +212,10 @@ class Cluster:
         """One Secret by name: GET only, our role has no LIST of Secrets."""
         return await self.get(kinds.SECRET, namespace, name)
 
+    async def lease(self, namespace: str, name: str) -> Manifest:
+        """One Lease."""
+        return await self.get(kinds.LEASE, namespace, name)
+
     async def patch_lease_holder(self, namespace: str, name: str, *, resource_version: str) -> None:
         """Give a Lease up: its holder becomes nobody, if it is still the version that we renewed."""
         body = {"metadata": {"resourceVersion": resource_version}, "spec": {"holderIdentity": None}}
@@ -271,12 +275,10 @@ class Cluster:
 
 
 def _locate(manifest: Mapping[str, Any]) -> tuple[Kind, str, str]:
-    kind = kinds.kind_of(str(manifest.get("apiVersion")), str(manifest.get("kind")))
     metadata = manifest.get("metadata") or {}
-    if kind is None or not metadata.get("namespace") or not metadata.get("name"):
-        raise InvalidError(
-            f"not a namespaced object that Tierwise writes: {manifest.get('apiVersion')} {manifest.get('kind')}"
-        )
+    if not all((manifest.get("apiVersion"), manifest.get("kind"), metadata.get("namespace"), metadata.get("name"))):
+        raise InvalidError(f"no namespaced object: {manifest.get('kind')} {metadata.get('name')}")
+    kind = kinds.kind_of(str(manifest["apiVersion"]), str(manifest["kind"]))
     return kind, str(metadata["namespace"]), str(metadata["name"])
 
 

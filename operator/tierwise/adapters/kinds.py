@@ -79,6 +79,7 @@ WATCHED: tuple[Kind, ...] = (
 _ALL = {(kind.api_version, kind.name): kind for kind in (*WATCHED, SECRET, POD, EVENT, LEASE)}
 
 
-def kind_of(api_version: str, name: str) -> Kind | None:
-    """The kind that a manifest or reference names; None when it is none of the table's."""
-    return _ALL.get((api_version, name))
+def kind_of(api_version: str, name: str) -> Kind:
+    """The kind that a manifest or reference names; one that is not in the table is spelt by the common rule."""
+    known = _ALL.get((api_version, name))
+    return known if known is not None else Kind(api_version, name, f"{name.lower()}s")

@@ -31,8 +31,10 @@ Answers: TypeAlias = dict[str, list[Row]]
 
 # Requests whose tokens a provider may bill: answered 2xx, or given up by the client (Envoy logs 0).
 BILLABLE_CODES = ("2", "0")
-# Outcomes that count against a tier: server errors, throttling, and no answer at all.
-FAILED_CODES = ("5", "429", "0")
+# The tier of requests that the gateway answered by itself.
+NO_TIER = ("", "-")
+# Outcomes that count against a tier: server errors (a lost upstream is a 503) and throttling.
+FAILED_CODES = ("5", "429")
 # A read of raw samples reaches this far back beyond the last one, to find the sample to count from.
 LOOKBACK_SECONDS = 60
 # One answer with raw samples spans at most this: after an outage the gap is read in slices.
@@ -378,7 +380,7 @@ def parse_usage(rows: list[Row]) -> tuple[list[usage.CounterSeries], dict[str, t
         seen[instance] = (min(first, samples[0][0]), max(newest, samples[-1][0]), start)
         quantity = queries.USAGE_COUNTERS.get(name.removeprefix(prefix)) if name.startswith(prefix) else None
         tier = metric.get("tierwise_tier", "")
-        if quantity is None or not tier:
+        if quantity is None or tier in NO_TIER:
             continue
         if quantity == usage.REQUESTS and not metric.get("code", "").startswith(BILLABLE_CODES):
             continue

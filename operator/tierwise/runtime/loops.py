@@ -1,0 +1,227 @@
+"""Three loops: publish to the gateways, report on them, decide. Each takes its own snapshot, none waits for another.
+
+A fault of the pure rooms (a defect of ours) is logged and counted; what was published and written last stays.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol
+
+import structlog
+
+from tierwise.core.ledger import Ledger
+from tierwise.core.memory import LoopMemory
+from tierwise.core.plan import Plan, StatusApply
+from tierwise.core.world import GatewayReport, World
+from tierwise.errors import TierwiseError
+from tierwise.render.envoy.bundle import GatewayConfig
+from tierwise.runtime import isolation
+from tierwise.runtime.replicas import Replicas
+from tierwise.runtime.signals import SignalReader
+from tierwise.runtime.store import Store
+from tierwise.runtime.telemetry import Health, Metrics
+from tierwise.runtime.trigger import Trigger
+from tierwise.runtime.writer import Writer
+
+log = structlog.get_logger(__name__)
+
+# What a defect in a pure function raises. Named, so that cancellation, memory exhaustion and exits pass through.
+FAULTS = (
+    TierwiseError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+IDLE_SECONDS = 30.0
+# After a round the planner rests as long as it worked, at most this: it takes no more than half a processor for long.
+REST_SECONDS = 2.0
+
+
+class GatewayServer(Protocol):
+    """What is used of `adapters.xds.XdsServer`."""
+
+    async def publish(self, config: GatewayConfig, world: World) -> None:
+        """Serve this configuration from now on."""
+        ...
+
+    def reports(self) -> Mapping[str, GatewayReport]:
+        """What the connected gateways say, by namespace."""
+        ...
+
+
+def utc_now() -> datetime:
+    """The clock that snapshots carry."""
+    return datetime.now(UTC)
+
+
+@dataclass(slots=True)
+class Publisher:
+    """Renders and publishes on every replica, whether it decides or not.
+
+    Attributes:
+        render: World -> GatewayConfig (pure).
+        server: takes it.
+    """
+
+    store: Store
+    render: Callable[[World], GatewayConfig]
+    server: GatewayServer
+    trigger: Trigger
+    metrics: Metrics
+    health: Health
+    now: Callable[[], datetime] = utc_now
+
+    async def once(self) -> bool:
+        """One render; whether it was published."""
+        world = self.store.snapshot(self.now())
+        try:
+            config = await asyncio.to_thread(self.render, world)
+        except FAULTS as error:
+            self.metrics.renders.labels(outcome="error").inc()
+            self.metrics.errors.labels(where="render", error=type(error).__name__).inc()
+            log.exception("the gateway's configuration could not be rendered; the last one stays")
+            return False
+        await self.server.publish(config, world)
+        self.metrics.renders.labels(outcome="ok").inc()
+        return True
+
+    async def run(self) -> None:
+        """Publish after every change, until cancelled."""
+        while True:
+            self.health.beat("publisher")
+            if await self.trigger.wait(IDLE_SECONDS):
+                await self.once()
+
+
+@dataclass(slots=True)
+class Reporter:
+    """Writes, on every replica, what its own gateways say into the policies' status.
+
+    Attributes:
+        statuses: World -> what to write (pure).
+    """
+
+    store: Store
+    server: GatewayServer
+    statuses: Callable[[World], Iterable[StatusApply]]
+    writer: Writer
+    trigger: Trigger
+    metrics: Metrics
+    health: Health
+    now: Callable[[], datetime] = utc_now
+
+    async def once(self) -> None:
+        """Compare and write what differs."""
+        self.store.put_gateways(self.server.reports())
+        world = self.store.snapshot(self.now())
+        try:
+            wanted = tuple(self.statuses(world))
+        except FAULTS as error:
+            self.metrics.errors.labels(where="report", error=type(error).__name__).inc()
+            log.exception("what gateways say could not be reported")
+            return
+        outcome = await self.writer.statuses(wanted)
+        if outcome.retry_seconds is not None:
+            self.trigger.poke_later(outcome.retry_seconds)
+
+    async def run(self) -> None:
+        """Report after every change, until cancelled."""
+        while True:
+            self.health.beat("reporter")
+            await self.trigger.wait(IDLE_SECONDS)
+            await self.once()
+
+
+@dataclass(slots=True)
+class Decider:
+    """Plans and writes, on the one replica that leads.
+
+    Attributes:
+        plan: World -> Plan (pure).
+        seen: called with each plan, for metrics.
+    """
+
+    store: Store
+    plan: Callable[[World], Plan]
+    writer: Writer
+    signals: SignalReader
+    replicas: Replicas
+    trigger: Trigger
+    metrics: Metrics
+    health: Health
+    seen: Callable[[World, Plan], None] = lambda _world, _plan: None
+    now: Callable[[], datetime] = utc_now
+
+    async def decide(self, undisturbed: bool) -> None:  # noqa: FBT001 - the election calls it
+        """Lead until cancelled.
+
+        Args:
+            undisturbed: nobody else has led since this replica last did: what it remembers still holds.
+        """
+        if not undisturbed:
+            self.writer.forget()
+            self.signals.start_over()
+            self.store.ledger = Ledger()
+            self.store.memory = LoopMemory()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self.signals.run(), name="signals")
+                tasks.create_task(self.replicas.run(), name="replicas")
+                tasks.create_task(self._rounds(), name="planner")
+        finally:
+            self.health.forget("planner")
+
+    async def _rounds(self) -> None:
+        while True:
+            self.health.beat("planner")
+            started = time.monotonic()
+            await self.once()
+            await asyncio.sleep(min(REST_SECONDS, time.monotonic() - started))
+            await self.trigger.wait(IDLE_SECONDS)
+
+    async def once(self) -> None:
+        """One planning round."""
+        world = self.store.snapshot(self.now())
+        started = time.monotonic()
+        plan = await asyncio.to_thread(self._plan, world)
+        self.metrics.plan_seconds.observe(time.monotonic() - started)
+        if plan is None:
+            return
+        self.store.ledger = plan.ledger
+        self.store.memory = plan.memory
+        self.store.counted(world)
+        self.seen(world, plan)
+        outcome = await self.writer.carry_out(plan)
+        self.trigger.poke_later(plan.next_round_seconds)
+        if outcome.retry_seconds is not None:
+            self.trigger.poke_later(outcome.retry_seconds)
+
+    def _plan(self, world: World) -> Plan | None:
+        try:
+            plan = self.plan(world)
+        except FAULTS as error:
+            self.metrics.plans.labels(outcome="error").inc()
+            self.metrics.errors.labels(where="plan", error=type(error).__name__).inc()
+            log.exception("planning failed; planning each namespace by itself")
+        else:
+            self.metrics.plans.labels(outcome="ok").inc()
+            return plan
+        return self._plan_apart(world)
+
+    def _plan_apart(self, world: World) -> Plan | None:
+        """One namespace's fault must not stop the others."""
+        plans: list[Plan] = []
+        for namespace in isolation.namespaces(world):
+            try:
+                plans.append(self.plan(isolation.restrict(world, namespace)))
+            except FAULTS as error:
+                self.metrics.errors.labels(where="plan-namespace", error=type(error).__name__).inc()
+                log.exception("planning failed; everything of this namespace stays as it is", namespace=namespace)
+        return isolation.merge(world, plans) if plans else None

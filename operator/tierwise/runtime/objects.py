@@ -1,0 +1,118 @@
+"""From what the API server sends to what a World holds."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+
+from tierwise.adapters import kinds
+from tierwise.adapters.kinds import Kind
+from tierwise.core.world import Child, Endpoint, Key, Workload
+
+Manifest: TypeAlias = dict[str, Any]
+
+MANAGED_BY = "app.kubernetes.io/managed-by"
+MANAGER = "tierwise"
+SELECTOR = f"{MANAGED_BY}={MANAGER}"
+TIER_LABEL = "tierwise.dev/tier"
+SERVICE_NAME = "kubernetes.io/service-name"
+LAST_GOOD = "tierwise-last-good"
+
+
+def key_of(manifest: Mapping[str, Any]) -> Key:
+    """Namespace and name."""
+    metadata = manifest.get("metadata") or {}
+    return Key(str(metadata.get("namespace", "")), str(metadata.get("name", "")))
+
+
+def version_of(manifest: Mapping[str, Any]) -> int:
+    """The resourceVersion as a number: they are comparable within one kind (KEP-5504); 0 when absent."""
+    text = str((manifest.get("metadata") or {}).get("resourceVersion", "") or "0")
+    return int(text) if text.isdigit() else 0
+
+
+def stripped(manifest: Mapping[str, Any]) -> Manifest:
+    """Without what nobody reads and what makes up half of its size."""
+    metadata = {key: value for key, value in (manifest.get("metadata") or {}).items() if key != "managedFields"}
+    return {**manifest, "metadata": metadata}
+
+
+def relevant(kind: Kind, manifest: Mapping[str, Any]) -> Manifest:
+    """What a decision can depend on: an object that differs in nothing of this need wake nobody."""
+    metadata = manifest.get("metadata") or {}
+    slim = {name: value for name, value in metadata.items() if name not in {"resourceVersion", "managedFields"}}
+    found = {**manifest, "metadata": slim}
+    if kind is kinds.AUTOSCALER and isinstance(found.get("status"), Mapping):
+        # The autoscaler writes its readings every few seconds; the operator has its own.
+        found["status"] = {
+            name: value for name, value in found["status"].items() if name not in {"currentMetrics", "lastScaleTime"}
+        }
+    return found
+
+
+def owned(manifest: Mapping[str, Any]) -> bool:
+    """Whether its controller is an object of ours."""
+    for reference in (manifest.get("metadata") or {}).get("ownerReferences") or ():
+        if reference.get("controller") and str(reference.get("apiVersion", "")).startswith("tierwise.dev/"):
+            return True
+    return False
+
+
+def tier_key(manifest: Mapping[str, Any]) -> Key:
+    """The tier that a child belongs to: by label, else by owner, else by its own name."""
+    metadata = manifest.get("metadata") or {}
+    namespace = str(metadata.get("namespace", ""))
+    label = (metadata.get("labels") or {}).get(TIER_LABEL)
+    if label:
+        return Key(namespace, str(label))
+    for reference in metadata.get("ownerReferences") or ():
+        if reference.get("controller") and reference.get("kind") == "ModelTier":
+            return Key(namespace, str(reference.get("name", "")))
+    return key_of(manifest)
+
+
+def child(manifest: Manifest) -> Child:
+    """Any owned object but a Deployment."""
+    return Child(uid=str(manifest["metadata"].get("uid", "")), owned=owned(manifest), manifest=manifest)
+
+
+def workload(manifest: Manifest) -> Workload:
+    """A Deployment. Counts that the controller has not written yet are zero Pods: none exist before it has acted."""
+    metadata = manifest["metadata"]
+    spec = manifest.get("spec") or {}
+    status = manifest.get("status") or {}
+    generation = int(metadata.get("generation", 0))
+    return Workload(
+        uid=str(metadata.get("uid", "")),
+        owned=owned(manifest),
+        spec_replicas=int(spec.get("replicas", 1)),
+        replicas=int(status.get("replicas", 0)),
+        ready_replicas=int(status.get("readyReplicas", 0)),
+        updated_replicas=int(status.get("updatedReplicas", 0)),
+        observed_current=int(status.get("observedGeneration", 0)) >= generation,
+        manifest=manifest,
+    )
+
+
+def endpoints(slices: Iterable[Mapping[str, Any]]) -> tuple[Endpoint, ...]:
+    """All addresses of a tier's EndpointSlices, each once, sorted."""
+    found: dict[tuple[str, int], Endpoint] = {}
+    for one in slices:
+        if one.get("addressType") not in {"IPv4", "IPv6"}:
+            continue
+        ports = [int(port["port"]) for port in one.get("ports") or () if port.get("port")]
+        for entry in one.get("endpoints") or ():
+            conditions = entry.get("conditions") or {}
+            terminating = bool(conditions.get("terminating", False))
+            # The API says: an unknown `ready` is to be read as true; `serving` falls back to `ready`.
+            ready = conditions.get("ready") is not False
+            serving = conditions.get("serving")
+            for address in (entry.get("addresses") or ())[:1]:
+                for port in ports[:1]:
+                    found[str(address), port] = Endpoint(
+                        address=str(address),
+                        port=port,
+                        ready=ready and not terminating,
+                        serving=ready if serving is None else bool(serving),
+                        terminating=terminating,
+                        zone=entry.get("zone") or None,
+                    )
+    return tuple(sorted(found.values(), key=lambda endpoint: (endpoint.address, endpoint.port)))
