@@ -5,8 +5,17 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from tierwise.core.ledger import Ledger
+from tierwise.core.memory import LoopMemory
 
 Manifest: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ReplicaBounds:
+    """Least and most replicas of a tier, as the loop wants them; `max` 0 means: scaled to zero on purpose."""
+
+    min: int
+    max: int
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -51,6 +60,15 @@ class EventRecord:
     note: str
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Gauge:
+    """A figure for the operator's own metrics: name without prefix, sorted label pairs, value."""
+
+    name: str
+    labels: tuple[tuple[str, str], ...]
+    value: float
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The outcome of one planning round, in the order in which it is applied.
@@ -63,6 +81,8 @@ class Plan:
         events: new events.
         ledger: the accounts after this round; the shell keeps them and gives them back in the next world.
         next_round_seconds: when to plan again even if nothing happens.
+        memory: what the loop remembers; the shell keeps it and gives it back in the next world.
+        gauges: figures that move every round, for `/metrics`; they are never written to a status.
     """
 
     apply: tuple[Manifest, ...] = ()
@@ -72,3 +92,5 @@ class Plan:
     events: tuple[EventRecord, ...] = ()
     ledger: Ledger = field(default_factory=Ledger)
     next_round_seconds: float = 30.0
+    memory: LoopMemory = field(default_factory=LoopMemory)
+    gauges: tuple[Gauge, ...] = ()
