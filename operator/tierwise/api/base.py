@@ -142,7 +142,13 @@ def field_errors(error: ValidationError, prefix: str = "") -> tuple[FieldError, 
             kind = detail["type"]
             value = "" if kind in {"missing", "extra_forbidden"} else _shown(detail["input"])
             found.append(FieldError(path, value, _REMEDIES.get(kind, detail["msg"])))
-    return tuple(sorted(set(found)))
+    return tuple(sorted({error for error in found if not _follows_from_others(error, found)}))
+
+
+def _follows_from_others(error: FieldError, found: list[FieldError]) -> bool:
+    # pydantic counts only the valid items of a list: one that is wrong would also make its list too short.
+    too_short = error.remedy.startswith("Tuple should have at least")
+    return too_short and any(other.field.startswith(f"{error.field}[") for other in found)
 
 
 def _path(location: tuple[int | str, ...], prefix: str) -> str:

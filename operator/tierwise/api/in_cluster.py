@@ -140,9 +140,9 @@ class ScalingBehavior(ApiModel):
     """How fast the autoscaler moves, as `behavior` of a HorizontalPodAutoscaler v2."""
 
     scale_up: ScalingRules | None = None
-    """Upwards."""
+    """How replicas are added."""
     scale_down: ScalingRules | None = None
-    """Downwards."""
+    """How replicas are removed."""
 
 
 class Autoscaling(ApiModel):

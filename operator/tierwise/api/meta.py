@@ -219,7 +219,9 @@ class ApiObject(StatusModel, Generic[SpecT, StatusT]):
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - any JSON value
-    """Plain dicts all the way down: kopf hands out read-only views."""
+    """Plain dicts all the way down (kopf hands out read-only views), and 1.0 as 1: JSON knows one kind of number."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

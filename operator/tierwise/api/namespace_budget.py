@@ -91,7 +91,8 @@ class NamespaceBudgetSpec(ApiModel):
             "exempt",
         ),
         Rule(
-            "self.timeZone != 'Local' && timestamp('2026-01-01T00:00:00Z').getFullYear(self.timeZone) > 0",
+            "self.timeZone != 'Local' && self.timeZone.matches('^[A-Za-z][A-Za-z0-9._+/-]*$') && "
+            "timestamp('2026-01-01T00:00:00Z').getFullYear(self.timeZone) > 0",
             'timeZone must be a name of the IANA time zone database, such as "Europe/London" or "UTC"',
             _is_time_zone,
             "timeZone",

@@ -159,7 +159,7 @@ class RoutingPolicy(ApiObject[RoutingPolicySpec, RoutingPolicyStatus]):
         plural="routingpolicies",
         short_name="rpol",
         columns=(
-            PrinterColumn("Models", ".spec.models", "Models that clients ask for"),
+            PrinterColumn("Models", ".spec.models[*]", "Models that clients ask for"),
             PrinterColumn(
                 "Ready", '.status.conditions[?(@.type=="Ready")].status', "Whether every gateway serves the policy"
             ),

@@ -182,10 +182,9 @@ Figure = Annotated[
     WithJsonSchema({"type": "string", "maxLength": 32}),
 ]
 """A number of the status: signed, at most 6 decimals, a string in YAML."""
-
 Int = Annotated[int, Strict()]
 Bool = Annotated[bool, Strict()]
-Percent = Annotated[int, Strict(), PydanticField(ge=0, le=100)]
+Percent = Annotated[Int, PydanticField(ge=0, le=100)]
 
 
 class Sensitivity(StrEnum):
@@ -272,7 +271,7 @@ class Quantity:
     def _read(cls, value: object) -> Self:
         if isinstance(value, cls):
             return value
-        if isinstance(value, (str, int)) and not isinstance(value, bool):
+        if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool) and value < 2**63):
             try:
                 return cls.parse(value)
             except ValueError:
