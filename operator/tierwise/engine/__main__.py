@@ -1,0 +1,5 @@
+"""`python -m tierwise.engine`."""
+
+from tierwise.engine.cli import main
+
+main()
