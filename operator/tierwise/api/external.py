@@ -6,7 +6,17 @@ from pydantic import Field
 
 from tierwise.api.base import ApiModel, Rule
 from tierwise.api.scalars import Bool, Duration, Int, Money
-from tierwise.api.shapes import BaseUrl, Currency, HeaderName, HeaderValue, ObjectName, SecretKey, list_map, unique
+from tierwise.api.shapes import (
+    AddedHeaderValue,
+    BaseUrl,
+    CredentialPrefix,
+    Currency,
+    HeaderName,
+    ObjectName,
+    SecretKey,
+    list_map,
+    unique,
+)
 
 _RESERVED_HEADERS = ("authorization", "connection", "content-length", "content-type", "host", "transfer-encoding")
 
@@ -20,7 +30,7 @@ class CredentialsRef(ApiModel):
     """Key of the Secret's data whose value is the credential, without the prefix."""
     header: HeaderName = "authorization"
     """Request header that carries the credential: authorization for most providers, api-key or x-api-key for some."""
-    prefix: Annotated[str, Field(max_length=32)] = "Bearer "
+    prefix: CredentialPrefix = "Bearer "
     """What stands before the credential in the header; write "" for a bare key."""
 
 
@@ -61,7 +71,7 @@ class ExternalHeader(ApiModel):
 
     name: HeaderName
     """Name in lower case."""
-    value: HeaderValue
+    value: AddedHeaderValue
     """Value. Not for secrets: use credentialsRef."""
 
 
@@ -75,6 +85,23 @@ class External(ApiModel):
             "allowPlaintext: true when the network between gateway and provider is trusted (as inside the cluster)",
             lambda e: not e.url.startswith("http://") or e.allow_plaintext,
             "url",
+        ),
+        Rule(
+            "!has(self.caBundle) || (self.caBundle.contains('-----BEGIN CERTIFICATE-----') && "
+            "!self.caBundle.contains('PRIVATE KEY'))",
+            "caBundle must hold certificates in PEM (BEGIN CERTIFICATE to END CERTIFICATE) and no private key",
+            lambda e: (
+                e.ca_bundle is None
+                or ("-----BEGIN CERTIFICATE-----" in e.ca_bundle and "PRIVATE KEY" not in e.ca_bundle)
+            ),
+            "caBundle",
+        ),
+        Rule(
+            "!has(self.headers) || !has(self.credentialsRef) || "
+            "!self.headers.exists(h, h.name == self.credentialsRef.header)",
+            "headers sets the header that credentialsRef fills: remove it from headers",
+            lambda e: e.credentials_ref is None or e.credentials_ref.header not in {h.name for h in e.headers},
+            "headers",
         ),
         Rule(
             f"!has(self.headers) || self.headers.all(h, !(h.name in {list(_RESERVED_HEADERS)}))",

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 
@@ -77,8 +77,9 @@ _MODEL = text(
     max_length=128,
 )
 _UPSTREAM_MODEL = text(
-    "^[!-~]+$",
-    "write the model's name as the engine or provider expects it: visible ASCII characters without spaces",
+    "^[A-Za-z0-9/._@~][A-Za-z0-9/._@~:+=,#-]*$",
+    "write the model's name as the engine or provider expects it: letters, digits and any of / . _ @ ~ : + = , # -, "
+    "without spaces or quotes",
     max_length=256,
 )
 _HOSTNAME = text(
@@ -90,6 +91,22 @@ _HEADER_NAME = text(
     "^[a-z0-9!#$%&*+.^_|~-]+$",
     'write a header name in lower case without colon, such as "x-session-id"',
     max_length=128,
+)
+_HEADER_VALUE = text(
+    "^[!-~]([ -~]*[!-~])?$",
+    "write a header value of printable ASCII characters, without line breaks and without spaces at its ends",
+    max_length=512,
+)
+# Envoy reads %...% in the values of headers that it adds as a command: one could ask for another tier's secrets.
+_ADDED_HEADER_VALUE = text(
+    "^[!-$&-~]([ -$&-~]*[!-$&-~])?$",
+    "write a header value of printable ASCII characters, without line breaks, percent signs and spaces at its ends",
+    max_length=512,
+)
+_CREDENTIAL_PREFIX = text(
+    "^[ -$&-~]*$",
+    'write what stands before the credential, such as "Bearer " with its space, or "" for nothing',
+    max_length=32,
 )
 _CURRENCY = text("^[A-Z]{3}$", 'write an ISO 4217 currency code of three capitals, such as "USD"', max_length=3)
 _SECRET_KEY = text("^[-._a-zA-Z0-9]+$", 'write a key of the Secret\'s data, such as "token"', max_length=253)
@@ -117,7 +134,9 @@ UpstreamModel = Annotated[str, *_UPSTREAM_MODEL]
 Hostname = Annotated[str, *_HOSTNAME]
 BaseUrl = Annotated[str, *_BASE_URL]
 HeaderName = Annotated[str, *_HEADER_NAME]
-HeaderValue = Annotated[str, Field(min_length=1, max_length=512)]
+HeaderValue = Annotated[str, *_HEADER_VALUE]
+AddedHeaderValue = Annotated[str, *_ADDED_HEADER_VALUE]
+CredentialPrefix = Annotated[str, *_CREDENTIAL_PREFIX]
 Currency = Annotated[str, *_CURRENCY]
 SecretKey = Annotated[str, *_SECRET_KEY]
 MetricName = Annotated[str, *_METRIC]
