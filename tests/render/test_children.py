@@ -134,9 +134,9 @@ def test_an_overlay_merges_containers_by_name() -> None:
 @pytest.mark.parametrize(
     ("signal", "metric", "value"),
     [
-        ("RunningRequests", "tierwise_running_requests", "48"),
-        ("WaitingRequests", "tierwise_waiting_requests", "4"),
-        ("KVCacheUsage", "tierwise_kv_cache_usage", "800m"),
+        ("RunningRequests", "vllm_num_requests_running", "48"),
+        ("WaitingRequests", "vllm_num_requests_waiting", "4"),
+        ("KVCacheUsage", "vllm_kv_cache_usage_perc", "800m"),
     ],
 )
 def test_the_autoscaler_watches_what_the_tier_says(signal: str, metric: str, value: str) -> None:

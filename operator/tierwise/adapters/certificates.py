@@ -1,8 +1,8 @@
 """Certificates of the channel between gateways and operator, made by the operator itself and kept in Secrets.
 
 Not by Helm's `genCA`: `helm template` and Argo CD would make new ones at each rendering. Three Secrets in the
-operator's own namespace: the authority (only the operator may read it), the server's pair, and the gateways' pair, which their
-Pods mount and Envoy reloads when it changes.
+operator's own namespace: the authority (only the operator may read it), the server's pair, and the gateways' pair,
+which their Pods mount and Envoy reloads when it changes.
 """
 
 import base64

@@ -9,12 +9,6 @@ from tierwise.core import engines
 from tierwise.core.plan import Manifest, ReplicaBounds
 from tierwise.render import labels, merge
 
-# Metrics that the metrics API serves per Pod; the chart carries the rules that map engines' own metrics to them.
-POD_METRICS = {
-    ScalingSignal.RUNNING_REQUESTS: "tierwise_running_requests",
-    ScalingSignal.WAITING_REQUESTS: "tierwise_waiting_requests",
-    ScalingSignal.KV_CACHE_USAGE: "tierwise_kv_cache_usage",
-}
 DEFAULT_PROMETHEUS = "http://prometheus.monitoring.svc.cluster.local:9090"
 
 # Up at once, by doubling or by four: a late replica costs the objective. Down slowly, after the recommendation stayed
@@ -58,6 +52,14 @@ def autoscaler(tier: ModelTier, spec: InCluster, bounds: ReplicaBounds) -> Manif
     }
 
 
+def pod_metric(name: str) -> str:
+    """Name under which the metrics API serves an engine's metric: paths take no colon.
+
+    The chart carries the rules (prometheus-adapter's format) that map one to the other.
+    """
+    return name.replace(":", "_")
+
+
 def _metric(spec: InCluster) -> dict[str, Any]:
     target = engines.scaling_target(spec)
     signal = spec.autoscaling.signal
@@ -68,7 +70,7 @@ def _metric(spec: InCluster) -> dict[str, Any]:
         }
     return {
         "pods": {
-            "metric": {"name": POD_METRICS[signal]},
+            "metric": {"name": pod_metric(engines.signal_metric(spec))},
             "target": {"averageValue": _quantity(target), "type": "AverageValue"},
         },
         "type": "Pods",

@@ -33,9 +33,11 @@ class GatewayConfig:
     """The whole desired gateway configuration.
 
     Attributes:
-        shared: listener(s), the default RouteConfiguration and scopes that belong to no namespace, by type URL and name.
+        shared: listener(s), the default RouteConfiguration and scopes of no namespace, by type URL and name.
         namespaces: by namespace.
+        invalid: namespace -> why its resources can not be what Envoy's API defines; it has no bundle then.
     """
 
     shared: Mapping[str, Mapping[str, Resource]]
     namespaces: Mapping[str, NamespaceBundle]
+    invalid: Mapping[str, str] = field(default_factory=dict)
