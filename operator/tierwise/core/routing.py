@@ -1,0 +1,130 @@
+"""Where the requests of a class go: weights in force, and the order of tiers that each attempt tries.
+
+Weights are integer percent that sum to 100. A tier that is not cleared for the request's sensitivity, or that does not
+exist, appears nowhere, whatever weights or fallback say.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from tierwise.api.model_tier import ModelTier
+from tierwise.api.routing_class import RoutingClass
+from tierwise.api.routing_policy import RebalanceMode, RoutingPolicy
+from tierwise.api.scalars import Sensitivity
+from tierwise.core.sensitivity import cleared
+
+Group = tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """Which tier each attempt of a request goes to.
+
+    One random number picks the same position in every group, so the segments of all groups have the same widths: a
+    request that went to a tier first finds another tier at the same position of the next group.
+
+    Attributes:
+        groups: one per attempt; each a sequence of (tier name, percent), percent > 0 and summing to 100.
+    """
+
+    groups: tuple[Group, ...]
+
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        """All tiers that some attempt may reach, sorted."""
+        return tuple(sorted({name for group in self.groups for name, _ in group}))
+
+
+def to_percent(shares: Mapping[str, Decimal | float | int]) -> dict[str, int]:
+    """Integer percent that sum to 100 in proportion to `shares`, by largest remainder; ties go to the first.
+
+    Returns:
+        Empty when no share is positive. Negative shares count as 0.
+    """
+    positive = {name: Decimal(str(share)) for name, share in shares.items() if share > 0}
+    total = sum(positive.values(), Decimal(0))
+    if not total:
+        return {}
+    exact = {name: share * 100 / total for name, share in positive.items()}
+    percent = {name: int(value) for name, value in exact.items()}
+    left = 100 - sum(percent.values())
+    by_remainder = sorted(exact, key=lambda name: percent[name] - exact[name])
+    for name in by_remainder[:left]:
+        percent[name] += 1
+    return percent
+
+
+def cleared_tiers(
+    routing_class: RoutingClass, tiers: Mapping[str, ModelTier], sensitivity: Sensitivity
+) -> tuple[str, ...]:
+    """The class's tiers that exist and are cleared, in the user's order."""
+    return tuple(ref.name for ref in routing_class.tiers if ref.name in tiers and cleared(tiers[ref.name], sensitivity))
+
+
+def weights_in_force(policy: RoutingPolicy, routing_class: RoutingClass, allowed: Collection[str]) -> dict[str, int]:
+    """Percent of each allowed tier, zero left out, in the user's order.
+
+    From the status, where the last plan left them; from the spec when the status has none, and always with mode
+    Manual, where the spec is the plan. What tiers that are not allowed would get goes to the others in proportion.
+
+    Args:
+        policy: whose status holds the weights.
+        routing_class: one of its classes.
+        allowed: names of tiers that may be used; others get nothing.
+
+    Returns:
+        Empty only when the class lists no allowed tier.
+    """
+    names = [ref.name for ref in routing_class.tiers if ref.name in allowed]
+    starting: Mapping[str, Decimal | int] = routing_class.starting_weights()
+    sources = (
+        [starting] if policy.spec.rebalance.mode is RebalanceMode.MANUAL else [_kept(policy, routing_class), starting]
+    )
+    for source in sources:
+        percent = to_percent({name: source.get(name, 0) for name in names})
+        if percent:
+            return {name: percent[name] for name in names if percent.get(name)}
+    return {names[0]: 100} if names else {}
+
+
+def _kept(policy: RoutingPolicy, routing_class: RoutingClass) -> dict[str, int]:
+    status = next((c for c in policy.status.classes if c.name == routing_class.name), None)
+    return {weight.tier: weight.percent for weight in status.weights} if status is not None else {}
+
+
+def fallback_order(routing_class: RoutingClass, allowed: Collection[str]) -> tuple[str, ...]:
+    """Allowed tiers in the order in which fallback tries them: the user's `order`, else the class's tiers."""
+    order = routing_class.fallback.order or tuple(ref.name for ref in routing_class.tiers)
+    return tuple(name for name in order if name in allowed)
+
+
+def attempts(weights: Mapping[str, int], order: Sequence[str], count: int) -> Attempts:
+    """The groups of `count` attempts: first by weight, then each time the next tier that the request has not tried.
+
+    A request that has tried all of them tries its last tier again (another replica of it, as Envoy avoids the host
+    that failed).
+
+    Args:
+        weights: percent by tier, positive, summing to 100. Empty: no attempt can be made.
+        order: tiers to fall back to.
+        count: attempts in all, at least 1.
+    """
+    if not weights:
+        return Attempts(())
+    chains = {first: [first, *(name for name in order if name != first)] for first in weights}
+    longest = max(len(chain) for chain in chains.values())
+    groups = tuple(
+        tuple((chain[min(n, len(chain) - 1)], weights[first]) for first, chain in chains.items())
+        for n in range(min(count, longest))
+    )
+    return Attempts(groups)
+
+
+def plan_attempts(
+    policy: RoutingPolicy, routing_class: RoutingClass, tiers: Mapping[str, ModelTier], sensitivity: Sensitivity
+) -> Attempts:
+    """Which tiers a request of this class and sensitivity may reach; no groups when none is cleared."""
+    allowed = cleared_tiers(routing_class, tiers, sensitivity)
+    weights = weights_in_force(policy, routing_class, allowed)
+    return attempts(weights, fallback_order(routing_class, allowed), routing_class.fallback.attempts)

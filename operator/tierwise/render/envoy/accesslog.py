@@ -1,0 +1,114 @@
+"""What the gateway counts, and the line it writes, for each request.
+
+Counters and histograms appear in Prometheus as `envoy_tierwise_*`; their labels are namespace, policy, class and tier
+(that of the last attempt; `-` when the gateway answered by itself).
+
+Not counted: tokens of streams that the client left before their last event, and tokens of attempts that were thrown
+away. `usage_requests` beside `requests` says how many requests the token counts stand for.
+"""
+
+from typing import Any
+
+from tierwise.render.envoy.fields import METADATA, REQUESTED_HEADER, USAGE_METADATA, extension, typed
+
+PREFIX = "tierwise"
+_FIRST_BYTE = "%COMMON_DURATION(DS_RX_END:US_RX_BODY_BEG:ms)%"
+_LABELS = {
+    "namespace": f"%METADATA(ROUTE:{METADATA}:namespace)%",
+    "policy": f"%METADATA(ROUTE:{METADATA}:policy)%",
+    "class": f"%METADATA(ROUTE:{METADATA}:class)%",
+    "tier": f"%METADATA(CLUSTER:{METADATA}:tier)%",
+}
+# Only requests that reached a policy: others would be labelled by whatever clients invent.
+_ROUTED = f"xds.route_metadata.filter_metadata['{METADATA}']['policy'] != ''"
+_ANSWERED = f"{_ROUTED} && response.code < 300"
+
+
+def _tags(**more: str) -> list[dict[str, str]]:
+    tags = [{"name": f"tierwise_{name}", "value_format": value} for name, value in _LABELS.items()]
+    return tags + [{"name": name, "value_format": value} for name, value in more.items()]
+
+
+def _stats(**metrics: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON value
+    return typed("envoy.extensions.access_loggers.stats.v3.Config", stats_scope={"prefix": PREFIX}, **metrics)
+
+
+def _one(name: str, tags: list[dict[str, str]]) -> dict[str, Any]:
+    return {"stat": {"name": name, "tags": tags}, "value_fixed": 1}
+
+
+def _tokens(name: str, key: str) -> dict[str, Any]:
+    return {"stat": {"name": name, "tags": _tags()}, "value_format": f"%DYNAMIC_METADATA({USAGE_METADATA}:{key})%"}
+
+
+def _milliseconds(name: str, value: str) -> dict[str, Any]:
+    return {"stat": {"name": name, "tags": _tags()}, "unit": "Milliseconds", "value_format": value}
+
+
+def _when(expression: str) -> dict[str, Any]:
+    cel = "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter"
+    return {"extension_filter": extension("cel", cel, expression=expression)}
+
+
+def _reported(key: str) -> dict[str, Any]:
+    """The answer reported this count: without the filter, each that did not would be an error in the log."""
+    matcher = {"filter": USAGE_METADATA, "path": [{"key": key}], "value": {"present_match": True}}
+    return {"metadata_filter": {"matcher": matcher, "match_if_key_not_found": False}}
+
+
+def statistics() -> list[dict[str, Any]]:
+    """Loggers that count."""
+    return [
+        {
+            "name": "requests",
+            "filter": _when(_ROUTED),
+            "typed_config": _stats(counters=[_one("requests", _tags(code="%RESPONSE_CODE%"))]),
+        },
+        {
+            "name": "latency",
+            "filter": _when(_ANSWERED),
+            "typed_config": _stats(
+                histograms=[_milliseconds("duration", "%DURATION%"), _milliseconds("ttfb", _FIRST_BYTE)]
+            ),
+        },
+        {
+            "name": "usage",
+            "filter": _reported("prompt"),
+            "typed_config": _stats(counters=[_one("usage_requests", _tags()), _tokens("prompt_tokens", "prompt")]),
+        },
+        {
+            "name": "completion",
+            "filter": _reported("completion"),
+            "typed_config": _stats(counters=[_tokens("completion_tokens", "completion")]),
+        },
+        {
+            "name": "cached",
+            "filter": _reported("cached"),
+            "typed_config": _stats(counters=[_tokens("cached_prompt_tokens", "cached")]),
+        },
+    ]
+
+
+def lines() -> dict[str, Any]:
+    """One JSON line per request on standard output: who, where to, how long, how many tokens; never what was said."""
+    fields = {
+        "time": "%START_TIME%",
+        "request_id": "%REQ(X-REQUEST-ID)%",
+        "method": "%REQ(:METHOD)%",
+        "path": f"%FILTER_STATE({METADATA}.path:PLAIN)%",
+        "model": f"%REQ({REQUESTED_HEADER})%",
+        **_LABELS,
+        "code": "%RESPONSE_CODE%",
+        "flags": "%RESPONSE_FLAGS%",
+        "details": "%RESPONSE_CODE_DETAILS%",
+        "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+        "upstream": "%UPSTREAM_HOST%",
+        "duration_ms": "%DURATION%",
+        "first_byte_ms": _FIRST_BYTE,
+        "bytes_received": "%BYTES_RECEIVED%",
+        "bytes_sent": "%BYTES_SENT%",
+        "prompt_tokens": f"%DYNAMIC_METADATA({USAGE_METADATA}:prompt)%",
+        "completion_tokens": f"%DYNAMIC_METADATA({USAGE_METADATA}:completion)%",
+    }
+    log = "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog"
+    return extension("stdout", log, log_format={"json_format": fields, "omit_empty_values": True})

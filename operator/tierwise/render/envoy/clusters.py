@@ -1,0 +1,169 @@
+"""One cluster per tier: how an attempt reaches it."""
+
+import ipaddress
+import json
+from typing import Any
+from urllib.parse import urlsplit
+
+from tierwise.api.external import External
+from tierwise.api.model_tier import ModelTier
+from tierwise.core.world import Key
+from tierwise.render.envoy import endpoints, upstream
+from tierwise.render.envoy.bundle import Resource
+from tierwise.render.envoy.fields import ADS, extension, metadata, seconds
+from tierwise.render.envoy.options import GatewayOptions
+from tierwise.render.envoy.protos import CLUSTER
+
+_CONNECT_TIMEOUT_SECONDS = 2.0
+_MANY = 1_000_000
+
+
+def host_of(key: Key) -> str:
+    """Name under which requests reach an in-cluster tier."""
+    return f"{key.name}.{key.namespace}.svc"
+
+
+def foreign_headers(tiers: dict[str, ModelTier]) -> tuple[str, ...]:
+    """Headers that external tiers of a namespace set: every cluster removes them, so that none reaches another tier."""
+    names: set[str] = set()
+    for tier in tiers.values():
+        external = tier.spec.external
+        if external is not None:
+            names.update(header.name for header in external.headers)
+            if external.credentials_ref is not None:
+                names.add(external.credentials_ref.header)
+    return tuple(sorted(names))
+
+
+def in_cluster(
+    key: Key, tier: ModelTier, removed: tuple[str, ...], options: GatewayOptions, *, sticky: bool
+) -> Resource:
+    """A tier whose replicas come by EDS.
+
+    Args:
+        key: of the tier.
+        tier: the tier.
+        removed: headers that no tier but their owner may see.
+        options: the gateway's settings.
+        sticky: some class sends equal sessions to equal replicas.
+    """
+    return {
+        **_common(key, options),
+        "type": "EDS",
+        "eds_cluster_config": {"eds_config": ADS},
+        "load_balancing_policy": {"policies": [{"typed_extension_config": _balancer(sticky=sticky)}]},
+        "typed_extension_protocol_options": upstream.protocol_options(
+            [
+                upstream.reset(removed, ()),
+                upstream.request_for_tier(model=_json_text(tier.spec.model), base="/v1", host=host_of(key)),
+            ]
+        ),
+    }
+
+
+def external(
+    key: Key, tier: ModelTier, provider: External, removed: tuple[str, ...], options: GatewayOptions, *, usable: bool
+) -> Resource:
+    """A tier behind a URL.
+
+    Args:
+        key: of the tier.
+        tier: the tier.
+        provider: its external part.
+        removed: headers that no tier but their owner may see.
+        options: the gateway's settings.
+        usable: False when its credential is missing: requests then fall back at once, without trying the provider.
+    """
+    url = urlsplit(provider.url)
+    host = url.hostname or ""
+    port = url.port or (443 if url.scheme == "https" else 80)
+    default_port = port == (443 if url.scheme == "https" else 80)
+    authority = f"[{host}]" if ":" in host else host
+    filters = [
+        upstream.reset(removed, tuple((header.name, header.value) for header in provider.headers)),
+        upstream.request_for_tier(
+            model=_json_text(tier.spec.model),
+            base=url.path.rstrip("/"),
+            host=authority if default_port else f"{authority}:{port}",
+        ),
+    ]
+    ref = provider.credentials_ref
+    if ref is not None and usable:
+        filters.append(upstream.credential(secret=str(key), header=ref.header, prefix=ref.prefix))
+    cluster: Resource = {
+        **_common(key, options),
+        "type": "STRICT_DNS",
+        "dns_lookup_family": "V4_PREFERRED",
+        "respect_dns_ttl": True,
+        "dns_failure_refresh_rate": {"base_interval": "1s", "max_interval": "5s"},
+        "load_assignment": endpoints.assignment(str(key), [(host, port)] if usable else [], host),
+        "typed_extension_protocol_options": upstream.protocol_options(filters),
+    }
+    if url.scheme == "https":
+        cluster["transport_socket"] = _tls(host, provider.ca_bundle, options)
+    return cluster
+
+
+def _common(key: Key, options: GatewayOptions) -> dict[str, Any]:
+    return {
+        "@type": CLUSTER,
+        "name": str(key),
+        "alt_stat_name": f"{key.namespace}_{key.name}",
+        "metadata": metadata(namespace=key.namespace, tier=key.name),
+        "connect_timeout": seconds(_CONNECT_TIMEOUT_SECONDS),
+        # What is left of a body after the Lua filter has held it whole.
+        "per_connection_buffer_limit_bytes": options.max_body_bytes,
+        # An open circuit breaker answers 503 without trying the next tier: weights and replicas limit load, not this.
+        "circuit_breakers": {
+            "thresholds": [
+                {
+                    "max_connections": _MANY,
+                    "max_pending_requests": _MANY,
+                    "max_requests": _MANY,
+                    "max_retries": _MANY,
+                }
+            ]
+        },
+        "outlier_detection": {
+            "consecutive_5xx": 5,
+            "consecutive_gateway_failure": 3,
+            "interval": "2s",
+            "base_ejection_time": "15s",
+            "max_ejection_percent": 50,
+        },
+    }
+
+
+def _balancer(*, sticky: bool) -> dict[str, Any]:
+    policies = "envoy.extensions.load_balancing_policies"
+    if sticky:
+        # A hot session spills over to the next replica instead of queueing at its own.
+        bounded = {"hash_balance_factor": 150}
+        return extension("maglev", f"{policies}.maglev.v3.Maglev", consistent_hashing_lb_config=bounded)
+    return extension("least_request", f"{policies}.least_request.v3.LeastRequest")
+
+
+def _tls(host: str, ca_bundle: str | None, options: GatewayOptions) -> dict[str, Any]:
+    """TLS 1.2 or later; the certificate must chain to the CA and carry the URL's host."""
+    trusted = {"inline_string": ca_bundle} if ca_bundle is not None else {"filename": options.system_ca_path}
+    context: dict[str, Any] = {}
+    try:
+        ipaddress.ip_address(host)
+        san_type = "IP_ADDRESS"
+    except ValueError:
+        san_type = "DNS"
+        context["sni"] = host
+    context["common_tls_context"] = {
+        "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
+        "alpn_protocols": ["http/1.1"],
+        "validation_context": {
+            "trusted_ca": trusted,
+            "match_typed_subject_alt_names": [{"san_type": san_type, "matcher": {"exact": host}}],
+        },
+    }
+    return extension("tls", "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext", **context)
+
+
+def _json_text(model: str) -> str:
+    """The name as it stands between the quotes of a JSON string."""
+    return json.dumps(model)[1:-1]

@@ -1,0 +1,113 @@
+"""What clients get when no tier answers: bodies of OpenAI's shape that name the policy and the reason."""
+
+import json
+from typing import Any
+
+from tierwise.render.envoy.fields import METADATA, REQUESTED_HEADER, set_header
+
+_JSON = [set_header("content-type", "application/json")]
+_ASKED = f"%REQ({REQUESTED_HEADER})%"
+_POLICY = f"RoutingPolicy %METADATA(ROUTE:{METADATA}:namespace)%/%METADATA(ROUTE:{METADATA}:policy)%"
+_CLASS = f"class %METADATA(ROUTE:{METADATA}:class)%"
+
+
+def error(message: str, kind: str, code: str, param: str | None = None) -> dict[str, Any]:
+    """The body, as OpenAI's API has it."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def direct(status: int, body: dict[str, Any]) -> dict[str, Any]:
+    """The part of a route that answers by itself."""
+    return {
+        "direct_response": {"status": status, "body": {"inline_string": json.dumps(body, sort_keys=True)}},
+        "response_headers_to_add": _JSON,
+    }
+
+
+def formatted(status: int, body: dict[str, Any]) -> dict[str, Any]:
+    """As `direct`, with command operators in the body."""
+    return {
+        "direct_response": {"status": status, "body_format": {"json_format": body}},
+        "response_headers_to_add": _JSON,
+    }
+
+
+def unknown_model(namespace: str) -> dict[str, Any]:
+    """404: the namespace has no policy for this model."""
+    message = f"The model '{_ASKED}' does not exist: no RoutingPolicy in namespace {namespace} lists it in spec.models"
+    return formatted(404, error(message, "invalid_request_error", "model_not_found", "model"))
+
+
+def no_class(policy: str) -> dict[str, Any]:
+    """400: no class of the policy takes the request."""
+    message = f"No class of RoutingPolicy {policy} matches this request"
+    return direct(400, error(message, "invalid_request_error", "no_matching_class"))
+
+
+def not_cleared(policy: str, class_name: str, sensitivity: str) -> dict[str, Any]:
+    """403: no tier of the class may see a request of this sensitivity."""
+    message = f"No tier of class {class_name} in RoutingPolicy {policy} is cleared for requests that are {sensitivity}"
+    return direct(403, error(message, "permission_error", "no_cleared_tier"))
+
+
+def no_tier(policy: str, class_name: str) -> dict[str, Any]:
+    """503: none of the class's tiers exists."""
+    message = f"No tier of class {class_name} in RoutingPolicy {policy} exists"
+    return direct(503, error(message, "server_error", "no_tier_available"))
+
+
+def missing_model() -> dict[str, Any]:
+    """400: the body names no model."""
+    return direct(
+        400, error("'model' is required in the request body", "invalid_request_error", "missing_model", "model")
+    )
+
+
+def bad_body() -> dict[str, Any]:
+    """400: the body can not be read."""
+    message = "The request body is not a JSON object, or content-type is not application/json"
+    return direct(400, error(message, "invalid_request_error", "invalid_json"))
+
+
+def unknown_endpoint() -> dict[str, Any]:
+    """404: not a path of the OpenAI API that the gateway serves."""
+    return direct(404, error("Unknown endpoint", "invalid_request_error", "unknown_endpoint"))
+
+
+def local_replies() -> dict[str, Any]:
+    """What Envoy itself answers, in the same shape. Mapped on flags: a status could also be a route's own answer."""
+    unrouted = error(
+        f"The model '{_ASKED}' does not exist, or no RoutingPolicy has the hostname '%REQ(:AUTHORITY)%': "
+        "use a hostname of a policy, or write the model as namespace/model",
+        "invalid_request_error",
+        "model_not_found",
+        "model",
+    )
+    unavailable = error(
+        f"No tier of {_POLICY}, {_CLASS}, could answer (%RESPONSE_FLAGS%: %RESPONSE_CODE_DETAILS%)",
+        "server_error",
+        "no_tier_available",
+    )
+    slow = error(f"No tier of {_POLICY}, {_CLASS}, answered in time", "server_error", "timeout")
+    large = error("The request body is too large for this gateway", "invalid_request_error", "request_too_large")
+    return {
+        "mappers": [
+            _mapper(_flags("NR"), unrouted, 404),
+            _mapper(_flags("UT", "SI", "UMSDR"), slow, 504),
+            _mapper(_flags("UH", "UF", "UC", "UO", "LR", "UR", "NC", "URX", "UPE"), unavailable, 503),
+            _mapper(_status(413), large, 413),
+        ]
+    }
+
+
+def _mapper(matches: dict[str, Any], body: dict[str, Any], status: int) -> dict[str, Any]:
+    return {"filter": matches, "status_code": status, "body_format_override": {"json_format": body}}
+
+
+def _flags(*flags: str) -> dict[str, Any]:
+    return {"response_flag_filter": {"flags": list(flags)}}
+
+
+def _status(code: int) -> dict[str, Any]:
+    value = {"default_value": code, "runtime_key": f"tierwise.status_{code}"}
+    return {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}}

@@ -1,0 +1,60 @@
+"""Names that the parts of the configuration share, and the small shapes that Envoy's JSON repeats."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tierwise.render.envoy.protos import TYPE_PREFIX
+
+# Request headers between the gateway's own filters. Clients can not set them: the listener removes every one first.
+MODEL_HEADER = "x-tierwise-model"
+REQUESTED_HEADER = "x-tierwise-requested"
+SCOPE_HEADER = "x-tierwise-scope"
+BYTES_HEADER = "x-tierwise-bytes"
+
+# What clients may send, and what they get back.
+SENSITIVITY_HEADER = "x-tierwise-sensitivity"
+TIER_HEADER = "x-tierwise-tier"
+ATTEMPTS_HEADER = "x-tierwise-attempts"
+
+METADATA = "tierwise"
+"""Namespace of our filter metadata on routes and clusters, and of the request's dynamic metadata."""
+USAGE_METADATA = "tierwise.usage"
+PATH_STATE = "tierwise.path"
+
+DEFAULT_ROUTES = "tierwise/default"
+"""The RouteConfiguration that belongs to no namespace (a namespace's name has no slash)."""
+LISTENER_NAME = "tierwise"
+NO_MODEL = "-"
+BAD_BODY = "!"
+
+ADS: dict[str, Any] = {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}
+
+
+def typed(message: str, **fields: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON value
+    """A message with its type."""
+    return {"@type": TYPE_PREFIX + message, **fields}
+
+
+def extension(name: str, message: str, **fields: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON value
+    """A named extension with typed configuration."""
+    return {"name": name, "typed_config": typed(message, **fields)}
+
+
+def set_header(key: str, value: str) -> dict[str, Any]:
+    """A HeaderValueOption that replaces whatever stands there."""
+    return {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+
+
+def metadata(**fields: str) -> dict[str, Any]:
+    """Our metadata on a route or cluster."""
+    return {"filter_metadata": {METADATA: fields}}
+
+
+def seconds(value: float) -> str:
+    """A protobuf duration."""
+    return f"{value:.9f}".rstrip("0").rstrip(".") + "s"
+
+
+def merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
+    """One dict of several; later ones win."""
+    return {key: value for part in parts for key, value in part.items()}

@@ -1,0 +1,53 @@
+"""The listener that clients connect to. It depends on the gateway's options only."""
+
+from typing import Any
+
+from tierwise.render.envoy import accesslog, errors, filters
+from tierwise.render.envoy.bundle import Resource
+from tierwise.render.envoy.fields import ADS, LISTENER_NAME, SCOPE_HEADER, extension, seconds
+from tierwise.render.envoy.options import GatewayOptions
+from tierwise.render.envoy.protos import LISTENER
+
+_MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+
+
+def connection_manager(options: GatewayOptions) -> dict[str, Any]:
+    """HTTP on the client's side."""
+    logs = accesslog.statistics() + ([accesslog.lines()] if options.access_log else [])
+    return extension(
+        "http",
+        _MANAGER,
+        stat_prefix="gateway",
+        access_log=logs,
+        use_remote_address=True,
+        normalize_path=True,
+        merge_slashes=True,
+        path_with_escaped_slashes_action="REJECT_REQUEST",
+        strip_any_host_port=True,
+        server_header_transformation="PASS_THROUGH",
+        request_headers_timeout="10s",
+        stream_idle_timeout=seconds(options.idle_timeout_seconds),
+        common_http_protocol_options={"headers_with_underscores_action": "REJECT_REQUEST"},
+        early_header_mutation_extensions=[filters.strip_internal_headers()],
+        http_filters=filters.chain(),
+        local_reply_config=errors.local_replies(),
+        scoped_routes={
+            "name": "tierwise",
+            "scope_key_builder": {
+                "fragments": [{"header_value_extractor": {"name": SCOPE_HEADER, "element_separator": "/", "index": 0}}]
+            },
+            "rds_config_source": ADS,
+            "scoped_rds": {"scoped_rds_config_source": ADS},
+        },
+    )
+
+
+def listener(options: GatewayOptions) -> Resource:
+    """The LDS resource."""
+    return {
+        "@type": LISTENER,
+        "name": LISTENER_NAME,
+        "address": {"socket_address": {"address": options.address, "port_value": options.port}},
+        "per_connection_buffer_limit_bytes": options.max_body_bytes,
+        "filter_chains": [{"filters": [connection_manager(options)]}],
+    }

@@ -1,0 +1,248 @@
+"""The one RouteConfiguration of a namespace: model, class and sensitivity decide which tiers a request may reach."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tierwise.api.model_tier import ModelTier
+from tierwise.api.routing_class import ClassMatch, FallbackReason, HeaderMatch, RoutingClass
+from tierwise.api.routing_policy import RoutingPolicy
+from tierwise.api.scalars import Sensitivity
+from tierwise.core import routing, sensitivity
+from tierwise.core.world import Key
+from tierwise.render.envoy import errors, models
+from tierwise.render.envoy.bundle import Resource
+from tierwise.render.envoy.fields import (
+    ATTEMPTS_HEADER,
+    BYTES_HEADER,
+    METADATA,
+    MODEL_HEADER,
+    NO_MODEL,
+    SENSITIVITY_HEADER,
+    TIER_HEADER,
+    extension,
+    metadata,
+    seconds,
+    set_header,
+    typed,
+)
+from tierwise.render.envoy.options import GatewayOptions
+from tierwise.render.envoy.protos import ROUTES
+
+BYTES_PER_TOKEN = 4
+"""Bytes of a body per prompt token: an estimate (English text has about 4, other languages and JSON fewer)."""
+
+ENDPOINTS = "/v1/(chat/completions|completions|embeddings|responses|rerank|score)"
+"""Paths that go to tiers. Engines have others, such as those that load adapters, which are not for clients."""
+
+_LARGEST = 2**62
+_RETRY_ON = {
+    FallbackReason.CONNECT_FAILURE: ("connect-failure", "refused-stream", "reset"),
+    FallbackReason.SERVER_ERROR: ("5xx",),
+    FallbackReason.RATE_LIMITED: ("retriable-status-codes",),
+    # Envoy reports a time-out of an attempt as a reset.
+    FallbackReason.TIMEOUT: ("reset",),
+    FallbackReason.LOW_CONFIDENCE: ("retriable-headers",),
+}
+
+
+def configuration(
+    namespace: str,
+    policies: Mapping[str, RoutingPolicy],
+    owners: Mapping[str, str],
+    tiers: Mapping[str, ModelTier],
+    options: GatewayOptions,
+) -> Resource:
+    """The namespace's routes.
+
+    Args:
+        namespace: whose.
+        policies: by name.
+        owners: model -> name of the policy that owns it.
+        tiers: the namespace's tiers by name.
+        options: the gateway's settings.
+    """
+    by_model = {
+        model: _route_list(_Policy(Key(namespace, owner), policies[owner], tiers, options).routes(model))
+        for model, owner in sorted(owners.items())
+    }
+    listing = {"match": models.MATCH, **models.listing(namespace, policies, owners, qualified=False)}
+    by_model[NO_MODEL] = _route_list([listing, {"match": {"prefix": "/"}, **errors.unknown_endpoint()}])
+    unknown = {"match": {"prefix": "/"}, **errors.unknown_model(namespace)}
+    return {
+        "@type": ROUTES,
+        "name": namespace,
+        "validate_clusters": True,
+        "response_headers_to_add": answer_headers(),
+        "virtual_hosts": [
+            {
+                "name": namespace,
+                "domains": ["*"],
+                "matcher": {
+                    "matcher_tree": {
+                        "input": extension(
+                            "model", "envoy.type.matcher.v3.HttpRequestHeaderMatchInput", header_name=MODEL_HEADER
+                        ),
+                        "exact_match_map": {"map": by_model},
+                    },
+                    "on_no_match": {"action": {"name": "unknown", "typed_config": typed_route(unknown)}},
+                },
+            }
+        ],
+    }
+
+
+def typed_route(route: Mapping[str, Any]) -> dict[str, Any]:
+    """A single route as an action of a matcher."""
+    return typed("envoy.config.route.v3.Route", **route)
+
+
+def answer_headers() -> list[dict[str, Any]]:
+    """Which tier answered, and how many attempts it took."""
+    return [
+        set_header(TIER_HEADER, f"%METADATA(CLUSTER:{METADATA}:tier)%"),
+        set_header(ATTEMPTS_HEADER, "%UPSTREAM_REQUEST_ATTEMPT_COUNT%"),
+    ]
+
+
+def _route_list(routes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {"action": extension("routes", "envoy.config.route.v3.RouteList", routes=list(routes))}
+
+
+@dataclass(frozen=True, slots=True)
+class _Policy:
+    """One policy with all that its routes are made of."""
+
+    key: Key
+    policy: RoutingPolicy
+    tiers: Mapping[str, ModelTier]
+    options: GatewayOptions
+
+    def routes(self, model: str) -> list[dict[str, Any]]:
+        """Routes of one model: its classes in order, then what no class takes."""
+        routes: list[dict[str, Any]] = []
+        for routing_class in self.policy.spec.classes:
+            conditions = _conditions(routing_class.match, model)
+            if conditions is not None:
+                routes += self._of_class(routing_class, conditions)
+        served = {"safe_regex": {"regex": ENDPOINTS}}
+        refused = {"match": served, "metadata": self._labels(""), **errors.no_class(str(self.key))}
+        return [*routes, refused, {"match": {"prefix": "/"}, **errors.unknown_endpoint()}]
+
+    def _of_class(self, routing_class: RoutingClass, conditions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """A route per level that a header may raise it to, where that changes tiers; then the class's own."""
+        least = sensitivity.effective(self.policy, routing_class)
+        levels = sorted((level for level in Sensitivity if level >= least), reverse=True)
+        plans = {level: routing.plan_attempts(self.policy, routing_class, self.tiers, level) for level in levels}
+        routes = []
+        for level in levels:
+            if level > least and plans[level] == plans[least]:
+                continue  # the class's own route does the same
+            headers = conditions + (_raised_to(level) if level > least else [])
+            match: dict[str, Any] = {"safe_regex": {"regex": ENDPOINTS}}
+            if headers:
+                match["headers"] = headers
+            route = {
+                "name": f"{self.key}/{routing_class.name}/{level.value}",
+                "match": match,
+                "metadata": self._labels(routing_class.name),
+            }
+            routes.append(route | self._action(routing_class, plans[level], level))
+        return routes
+
+    def _labels(self, class_name: str) -> dict[str, Any]:
+        return metadata(**{"namespace": self.key.namespace, "policy": self.key.name, "class": class_name})
+
+    def _action(self, routing_class: RoutingClass, plan: routing.Attempts, level: Sensitivity) -> dict[str, Any]:
+        if not plan.groups:
+            if any(ref.name in self.tiers for ref in routing_class.tiers):
+                return errors.not_cleared(str(self.key), routing_class.name, level.value)
+            return errors.no_tier(str(self.key), routing_class.name)
+        action: dict[str, Any] = {
+            "inline_cluster_specifier_plugin": {"extension": _groups(self.key.namespace, plan)},
+            # A stream may last long: silence ends a request, not time.
+            "timeout": "0s",
+            "idle_timeout": seconds(self.options.idle_timeout_seconds),
+            "retry_policy": _retries(routing_class),
+        }
+        if routing_class.affinity is not None and routing_class.affinity.header is not None:
+            action["hash_policy"] = [{"header": {"header_name": routing_class.affinity.header}, "terminal": True}]
+        return {"route": action}
+
+
+def _groups(namespace: str, plan: routing.Attempts) -> dict[str, Any]:
+    return extension(
+        "tierwise.attempts",
+        "envoy.extensions.router.cluster_specifiers.priority_group.v3.PriorityGroupClusterSpecifier",
+        priority_groups=[
+            {
+                "name": f"attempt-{number}",
+                "clusters": [{"cluster_name": f"{namespace}/{name}", "weight": percent} for name, percent in group],
+            }
+            for number, group in enumerate(plan.groups, start=1)
+        ],
+    )
+
+
+def _retries(routing_class: RoutingClass) -> dict[str, Any]:
+    """Retries for the reasons that the user lists and no others; each goes to the next group."""
+    fallback = routing_class.fallback
+    reasons = dict.fromkeys(word for reason in sorted(fallback.when) for word in _RETRY_ON[reason])
+    policy: dict[str, Any] = {
+        "retry_on": ",".join(sorted(reasons)),
+        "num_retries": fallback.attempts - 1,
+        "refresh_cluster_on_retry": True,
+        "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.05s"},
+        # When the same tier is tried again: not the same replica.
+        "retry_host_predicate": [
+            extension("previous_hosts", "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate")
+        ],
+        "host_selection_retry_max_attempts": 5,
+    }
+    if FallbackReason.RATE_LIMITED in fallback.when:
+        policy["retriable_status_codes"] = [429]
+    if FallbackReason.LOW_CONFIDENCE in fallback.when:
+        policy["retriable_headers"] = [{"name": "x-low-confidence", "string_match": {"exact": "true"}}]
+    if FallbackReason.TIMEOUT in fallback.when:
+        policy["per_try_timeout"] = seconds(fallback.timeout.seconds)
+    return policy
+
+
+def _conditions(match: ClassMatch | None, model: str) -> list[dict[str, Any]] | None:
+    """Header conditions of a class for one model; None when it can not take the request.
+
+    A class for named consumers takes nothing as long as the gateway authenticates nobody.
+    """
+    if match is None:
+        return []
+    if match.consumers or (match.models is not None and model not in match.models):
+        return None
+    conditions = [_header(header) for header in match.headers or ()]
+    size = match.prompt_tokens
+    if size is not None:
+        least = (size.min or 0) * BYTES_PER_TOKEN
+        most = (size.max + 1) * BYTES_PER_TOKEN if size.max is not None else _LARGEST
+        conditions.append({"name": BYTES_HEADER, "range_match": {"start": least, "end": most}})
+    return conditions
+
+
+def _header(match: HeaderMatch) -> dict[str, Any]:
+    if match.value is not None:
+        compared: dict[str, Any] = {"exact": match.value}
+    elif match.prefix is not None:
+        compared = {"prefix": match.prefix}
+    else:
+        compared = {"safe_regex": {"regex": match.pattern}}
+    return {"name": match.name, "string_match": compared}
+
+
+def _raised_to(level: Sensitivity) -> list[dict[str, Any]]:
+    """The request's header asks for this level. Restricted also takes every value that names no level."""
+    if level is not Sensitivity.RESTRICTED:
+        return [_names_level(level.value)]
+    known = "|".join(each.value for each in Sensitivity if each is not Sensitivity.RESTRICTED)
+    return [{"name": SENSITIVITY_HEADER, "present_match": True}, {**_names_level(f"({known})"), "invert_match": True}]
+
+
+def _names_level(pattern: str) -> dict[str, Any]:
+    return {"name": SENSITIVITY_HEADER, "string_match": {"safe_regex": {"regex": f"(?i){pattern}"}}}

@@ -1,0 +1,93 @@
+"""The filters that an attempt passes on its way to one tier.
+
+Attempts of one request share their headers: what the filters of an earlier attempt added, a credential above all, would
+travel on to the next tier. So every chain begins by removing all of it, and then sets each value absolutely.
+"""
+
+from typing import Any
+
+from tierwise.render.envoy import lua
+from tierwise.render.envoy.fields import (
+    ADS,
+    BYTES_HEADER,
+    MODEL_HEADER,
+    REQUESTED_HEADER,
+    SCOPE_HEADER,
+    SENSITIVITY_HEADER,
+    extension,
+    set_header,
+    typed,
+)
+
+CREDENTIAL_HEADERS = ("authorization", "api-key", "x-api-key", "x-goog-api-key", "proxy-authorization", "cookie")
+"""Headers that carry a client's or a provider's credential. The client's own never reaches a tier."""
+
+PRIVATE_HEADERS = (
+    MODEL_HEADER,
+    REQUESTED_HEADER,
+    SCOPE_HEADER,
+    BYTES_HEADER,
+    SENSITIVITY_HEADER,
+    "x-envoy-attempt-count",
+    "x-envoy-expected-rq-timeout-ms",
+    "x-envoy-original-host",
+    "x-envoy-original-path",
+    "x-envoy-external-address",
+    "x-envoy-internal",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "forwarded",
+    # A compressed answer could not be read for its token counts.
+    "accept-encoding",
+)
+"""Headers that say something about the gateway or the client that a tier has no business to know."""
+
+HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
+
+def reset(removed: tuple[str, ...], headers: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    """Removes `removed`, and all that is private; then sets the tier's own headers."""
+    names = sorted({*CREDENTIAL_HEADERS, *PRIVATE_HEADERS, *removed})
+    mutations: list[dict[str, Any]] = [{"remove": name} for name in names]
+    mutations += [{"append": set_header(name, value)} for name, value in headers]
+    return extension(
+        "tierwise.reset",
+        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
+        mutations={"request_mutations": mutations},
+    )
+
+
+def request_for_tier(*, model: str, base: str, host: str) -> dict[str, Any]:
+    """Path, host and body for one tier; `base` replaces the leading `/v1` of the client's path."""
+    return extension(
+        "tierwise.request",
+        "envoy.extensions.filters.http.lua.v3.Lua",
+        default_source_code={"inline_string": lua.SOURCE},
+        shared_vm_id=lua.VM_ID,
+        filter_context={"model": model, "base": base, "host": host},
+    )
+
+
+def credential(*, secret: str, header: str, prefix: str) -> dict[str, Any]:
+    """Puts the SDS secret's value into a header, instead of whatever stands there."""
+    generic: dict[str, Any] = {"credential": {"name": secret, "sds_config": ADS}, "header": header}
+    if prefix:
+        generic["header_value_prefix"] = prefix
+    return extension(
+        "tierwise.credential",
+        "envoy.extensions.filters.http.credential_injector.v3.CredentialInjector",
+        overwrite=True,
+        credential=extension("generic", "envoy.extensions.http.injected_credentials.generic.v3.Generic", **generic),
+    )
+
+
+def protocol_options(filters: list[dict[str, Any]]) -> dict[str, Any]:
+    """HTTP/1.1 to the tier, through these filters."""
+    codec = extension("tierwise.codec", "envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec")
+    options = typed(
+        HTTP_OPTIONS,
+        explicit_http_config={"http_protocol_options": {}},
+        http_filters=[*filters, codec],
+    )
+    return {HTTP_OPTIONS: options}
