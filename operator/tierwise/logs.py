@@ -8,9 +8,12 @@ import structlog
 
 LogFormat = Literal["json", "console"]
 
-# kopf writes one INFO line per watch event and warns that signals are ours; grpc and asyncio repeat what we report.
+# kopf writes one INFO line per watch event and one ERROR per kind and attempt while the API server is away (we say so
+# once), and warns that signals are ours; the others repeat what we report.
 QUIET: dict[str, int] = {
     "kopf": logging.WARNING,
+    "kopf._cogs.clients": logging.CRITICAL,
+    "kubernetes.aio.leaderelection": logging.CRITICAL,
     "kopf.objects": logging.WARNING,
     "kopf._core.reactor.running": logging.ERROR,
     "aiohttp.access": logging.WARNING,

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from typing import TypeAlias
 
 import aiohttp
@@ -41,16 +42,28 @@ class _Lock(LeaseLock):
     """The library's Lease lock; every failure, also of the connection, is an answer, and every call has a time-out."""
 
     holder: str | None = None  # as of the last read
+    answering = True
 
     async def get(self, name: str, namespace: str) -> Found:
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 found: Found = await super().get(name, namespace)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            return False, ApiException(status=0, reason=f"{type(error).__name__}: {error}")
+            found = False, ApiException(status=0, reason=f"{type(error).__name__}: {error}")
+        self._tell(found)
         if isinstance(found[1], LeaderElectionRecord):
             self.holder = found[1].holder_identity
         return found
+
+    def _tell(self, found: Found) -> None:
+        """Say once that the API server does not answer, and once that it does again."""
+        error = found[1]
+        failing = isinstance(error, ApiException) and error.status != HTTPStatus.NOT_FOUND
+        if failing and self.answering:
+            log.warning("the Lease cannot be read", error=str(getattr(error, "reason", error)))
+        elif not failing and not self.answering:
+            log.info("the Lease can be read again")
+        self.answering = not failing
 
     async def create(self, name: str, namespace: str, election_record: LeaderElectionRecord) -> bool:
         # The library's own passes `pretty=True`, which its generated client refuses: it wants a string.
@@ -105,7 +118,7 @@ class Leadership:
         self._identity = identity
         self._decide = decide
         self._failed = failed
-        self._lock: _Lock | None = None
+        self._lock = _Lock(name, namespace, identity, cluster.api)
         self._task: asyncio.Future[None] | None = None
         self._led_before = False
         self.leading = False
@@ -115,7 +128,6 @@ class Leadership:
         """Take part in the election until cancelled; then give the Lease up."""
         try:
             while True:
-                self._lock = _Lock(self._name, self._namespace, self._identity, self._cluster.api)
                 config = electionconfig.Config(
                     self._lock,
                     lease_duration=LEASE_SECONDS,
@@ -132,7 +144,7 @@ class Leadership:
         self.leading = True
         self.transitions += 1
         log.info("this replica decides now", lease=f"{self._namespace}/{self._name}")
-        undisturbed = self._led_before and self._lock is not None and self._lock.holder == self._identity
+        undisturbed = self._led_before and self._lock.holder == self._identity
         self._led_before = True
         self._task = task = asyncio.ensure_future(self._decide(undisturbed))
         await asyncio.wait({task})
@@ -158,7 +170,7 @@ class Leadership:
     async def _leave(self) -> None:
         led = self.leading
         await self._stop_deciding()
-        if not led or self._lock is None or self._lock.lease_reference is None:
+        if not led:
             return
         with contextlib.suppress(ClusterError):
             lease = await self._cluster.lease(self._namespace, self._name)

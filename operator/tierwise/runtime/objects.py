@@ -6,14 +6,13 @@ from typing import Any, TypeAlias
 from tierwise.adapters import kinds
 from tierwise.adapters.kinds import Kind
 from tierwise.core.world import Child, Endpoint, Key, Workload
+from tierwise.render import labels
 
 Manifest: TypeAlias = dict[str, Any]
 
 MANAGED_BY = "app.kubernetes.io/managed-by"
-MANAGER = "tierwise"
+MANAGER = labels.MANAGED_BY
 SELECTOR = f"{MANAGED_BY}={MANAGER}"
-TIER_LABEL = "tierwise.dev/tier"
-SERVICE_NAME = "kubernetes.io/service-name"
 LAST_GOOD = "tierwise-last-good"
 
 
@@ -60,7 +59,7 @@ def tier_key(manifest: Mapping[str, Any]) -> Key:
     """The tier that a child belongs to: by label, else by owner, else by its own name."""
     metadata = manifest.get("metadata") or {}
     namespace = str(metadata.get("namespace", ""))
-    label = (metadata.get("labels") or {}).get(TIER_LABEL)
+    label = (metadata.get("labels") or {}).get(labels.TIER_LABEL)
     if label:
         return Key(namespace, str(label))
     for reference in metadata.get("ownerReferences") or ():

@@ -93,7 +93,6 @@ class Store:
             return False
         if version and version <= shelf.tombstones.get(key, -1):
             return False
-        shelf.tombstones.pop(key, None)
         manifest = objects.stripped(manifest)
         shelf.manifests[key] = manifest
         if held is not None and objects.relevant(kind, held) == objects.relevant(kind, manifest):
@@ -112,7 +111,7 @@ class Store:
         held = shelf.manifests.get(key)
         if held is not None and version and version < objects.version_of(held):
             return False  # a later object of the same name lives
-        shelf.tombstones[key] = version
+        shelf.tombstones[key] = max(version, shelf.tombstones.get(key, 0))
         if held is None:
             return False
         self._drop(kind, shelf, key)

@@ -1,38 +1,50 @@
 """Whose signals are asked for, and under which names their engines expose them."""
 
+from dataclasses import replace
+
 from tierwise.adapters.queries import EngineMetrics, Targets
 from tierwise.api.in_cluster import Engine, InCluster
+from tierwise.core import engines
 from tierwise.core.world import World
 
-# Names as the engines' documentation and sources have them; where a name changed between versions, the newer one first.
-PRESETS: dict[Engine, EngineMetrics] = {
+# What core.engines does not name: counters and histograms, and older names where one changed between versions.
+_OTHERS: dict[Engine, EngineMetrics] = {
     Engine.VLLM: EngineMetrics(
-        running=("vllm:num_requests_running",),
-        waiting=("vllm:num_requests_waiting",),
-        kv_cache_usage=("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
+        kv_cache_usage=("vllm:gpu_cache_usage_perc",),
         prompt_tokens=("vllm:prompt_tokens_total",),
         generation_tokens=("vllm:generation_tokens_total",),
         ttft=("vllm:time_to_first_token_seconds",),
         inter_token=("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"),
     ),
     Engine.SGLANG: EngineMetrics(
-        running=("sglang:num_running_reqs",),
-        waiting=("sglang:num_queue_reqs",),
-        kv_cache_usage=("sglang:token_usage",),
         prompt_tokens=("sglang:prompt_tokens_total",),
         generation_tokens=("sglang:generation_tokens_total",),
         ttft=("sglang:time_to_first_token_seconds",),
         inter_token=("sglang:inter_token_latency_seconds",),
     ),
     Engine.LLAMA_CPP: EngineMetrics(
-        running=("llamacpp:requests_processing",),
-        waiting=("llamacpp:requests_deferred",),
-        kv_cache_usage=("llamacpp:kv_cache_usage_ratio",),
         prompt_tokens=("llamacpp:prompt_tokens_total",),
         generation_tokens=("llamacpp:tokens_predicted_total",),
     ),
     Engine.CUSTOM: EngineMetrics(),
 }
+
+
+def _preset(engine: Engine) -> EngineMetrics:
+    known, others = engines.PRESETS[engine], _OTHERS[engine]
+
+    def first(name: str, more: tuple[str, ...]) -> tuple[str, ...]:
+        return (name, *more) if name else more
+
+    return replace(
+        others,
+        running=first(known.running, others.running),
+        waiting=first(known.waiting, others.waiting),
+        kv_cache_usage=first(known.kv_cache_usage, others.kv_cache_usage),
+    )
+
+
+PRESETS: dict[Engine, EngineMetrics] = {engine: _preset(engine) for engine in Engine}
 
 
 def metrics_of(tier: InCluster) -> EngineMetrics:
