@@ -64,7 +64,7 @@ def _object_schema(model: type[ApiObject[Any, Any]]) -> dict[str, Any]:
             "kind": {"description": f"Kind of the object: {model.KIND.kind}.", "type": "string"},
             "metadata": {"type": "object"},
             "spec": structural(_part(model, "spec", ApiModel)),
-            "status": structural(_part(model, "status", StatusModel), rules=False),
+            "status": structural(_part(model, "status", StatusModel), status=True),
         },
     }
     if model.RULES:

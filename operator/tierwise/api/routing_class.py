@@ -153,13 +153,14 @@ class TierRef(ApiModel):
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "self.minWeight <= self.maxWeight",
+            "(has(self.minWeight) ? self.minWeight : 0) <= (has(self.maxWeight) ? self.maxWeight : 100)",
             "minWeight is above maxWeight: lower minWeight or raise maxWeight",
             lambda t: t.min_weight <= t.max_weight,
             "minWeight",
         ),
         Rule(
-            "!has(self.weight) || (self.minWeight <= self.weight && self.weight <= self.maxWeight)",
+            "!has(self.weight) || ((!has(self.minWeight) || self.minWeight <= self.weight) && "
+            "(!has(self.maxWeight) || self.weight <= self.maxWeight))",
             "weight is outside minWeight..maxWeight: move it into the range or widen the range",
             lambda t: t.weight is None or t.min_weight <= t.weight <= t.max_weight,
             "weight",
@@ -258,13 +259,13 @@ class RoutingClass(ApiModel):
             "tiers",
         ),
         Rule(
-            "self.tiers.map(t, t.minWeight).sum() <= 100",
+            "self.tiers.map(t, has(t.minWeight) ? t.minWeight : 0).sum() <= 100",
             "the minWeights of tiers sum to more than 100: lower them",
             lambda c: sum(t.min_weight for t in c.tiers) <= 100,
             "tiers",
         ),
         Rule(
-            "self.tiers.map(t, t.maxWeight).sum() >= 100",
+            "self.tiers.map(t, has(t.maxWeight) ? t.maxWeight : 100).sum() >= 100",
             "the maxWeights of tiers sum to less than 100, so some requests would have no tier: raise them",
             lambda c: sum(t.max_weight for t in c.tiers) >= 100,
             "tiers",
@@ -276,13 +277,15 @@ class RoutingClass(ApiModel):
             "task",
         ),
         Rule(
-            "!has(self.fallback.order) || self.fallback.order.all(n, self.tiers.exists(t, t.name == n))",
+            "!has(self.fallback) || !has(self.fallback.order) || "
+            "self.fallback.order.all(n, self.tiers.exists(t, t.name == n))",
             "fallback.order names a tier that the class does not list: add it to tiers or remove it from order",
             lambda c: not c.fallback.order or {*c.fallback.order} <= {t.name for t in c.tiers},
             "fallback",
         ),
         Rule(
-            "!has(self.fallback.order) || self.fallback.order.all(n, self.fallback.order.exists_one(o, o == n))",
+            "!has(self.fallback) || !has(self.fallback.order) || "
+            "self.fallback.order.all(n, self.fallback.order.exists_one(o, o == n))",
             "fallback.order names a tier twice: keep one",
             lambda c: not c.fallback.order or len({*c.fallback.order}) == len(c.fallback.order),
             "fallback",

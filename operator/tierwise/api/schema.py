@@ -37,7 +37,7 @@ class NotStructural(TierwiseError):  # noqa: N818 - says what the schema is
     """A model uses something that a structural schema can not express."""
 
 
-def structural(model: type[BaseModel], *, rules: bool = True) -> Schema:
+def structural(model: type[BaseModel], *, status: bool = False) -> Schema:
     """The structural schema of a model.
 
     Args: model: a spec or a status. rules: keep the CEL rules; a status has none, only the operator writes it.
@@ -46,15 +46,16 @@ def structural(model: type[BaseModel], *, rules: bool = True) -> Schema:
     not take.
     """
     plain = model.model_json_schema(by_alias=True, mode="validation")
-    return _Translation(plain.get("$defs", {}), rules=rules).translate(plain, model.__name__)
+    return _Translation(plain.get("$defs", {}), status=status).translate(plain, model.__name__)
 
 
 class _Translation:
     """Carries the definitions that references point to."""
 
-    def __init__(self, definitions: dict[str, Schema], *, rules: bool) -> None:
+    def __init__(self, definitions: dict[str, Schema], *, status: bool, in_list: bool = False) -> None:
         self.definitions = definitions
-        self.rules = rules
+        self.status = status
+        self.in_list = in_list
 
     def translate(self, given: Schema, path: str) -> Schema:
         schema = self._resolved(given, path)
@@ -69,7 +70,8 @@ class _Translation:
         if "const" in schema:
             result["enum"] = [schema.pop("const")]
         if "items" in schema:
-            result["items"] = self.translate(schema.pop("items"), f"{path}[]")
+            inner = _Translation(self.definitions, status=self.status, in_list=True)
+            result["items"] = inner.translate(schema.pop("items"), f"{path}[]")
         if "properties" in schema:
             result["properties"] = {
                 name: self.translate(part, f"{path}.{name}") for name, part in schema.pop("properties").items()
@@ -81,7 +83,12 @@ class _Translation:
         unknown = sorted(set(schema) - set(_DROPPED))
         if unknown:
             raise NotStructural(f"{path}: can not be expressed in a structural schema: {', '.join(unknown)}")
-        return _with_plain_default(result)
+        _plain_default(result)
+        if self.status:
+            result.pop("default", None)
+        elif self.in_list:
+            _default_in_words(result)
+        return result
 
     def _resolved(self, given: Schema, path: str) -> Schema:
         schema = dict(given)
@@ -106,18 +113,29 @@ class _Translation:
     def _extensions(self, schema: Schema, result: Schema) -> None:
         for key in [key for key in schema if key.startswith("x-kubernetes-")]:
             value = schema.pop(key)
-            if key != "x-kubernetes-validations" or self.rules:
+            if key != "x-kubernetes-validations" or not self.status:
                 result[key] = value
 
 
-def _with_plain_default(schema: Schema) -> Schema:
+def _default_in_words(schema: Schema) -> None:
+    """Tell a default instead of filling it in.
+
+    A field that the API server fills in inside a list makes the stored list differ from the written one: client-side
+    apply would patch it each time, and Argo CD would call it out of sync for ever.
+    """
+    default = schema.pop("default", None)
+    if default is not None and not isinstance(default, dict):
+        shown = ", ".join(default) if isinstance(default, list) else default
+        schema["description"] = f"{schema.get('description', '')} Default: {shown}.".strip()
+
+
+def _plain_default(schema: Schema) -> None:
     """Leave out defaults that mean absence, and those that the defaults of the parts make up."""
     default = schema.get("default")
     if default in ([], None) or (default == {} and "properties" not in schema):
         schema.pop("default", None)
     elif isinstance(default, dict) and default == _parts_default(schema):
         schema["default"] = {}
-    return schema
 
 
 def _parts_default(schema: Schema) -> Schema:

@@ -111,6 +111,15 @@ def _defaulted(value: Any, part: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("model", crds.KINDS, ids=lambda m: m.KIND.kind)
+def test_no_default_is_filled_in_inside_a_list(model: type[ApiObject[Any, Any]]):
+    """Else what is stored differs from what was written, for kubectl apply and Argo CD."""
+    root = crds.definition(model)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    assert [
+        path for path, part in _walk(root["properties"]["spec"], "spec") if "[]" in path and "default" in part
+    ] == []
+
+
+@pytest.mark.parametrize("model", crds.KINDS, ids=lambda m: m.KIND.kind)
 def test_full_status_is_written_and_read(model: type[ApiObject[Any, Any]]):
     status = filled(model.model_fields["status"].annotation)
     manifest = next(m for m in good() if m["kind"] == model.KIND.kind)
