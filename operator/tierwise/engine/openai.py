@@ -1,8 +1,8 @@
 """Requests and responses of the OpenAI API as vLLM writes them. No I/O.
 
-Token rule: one whitespace-separated word of a message's text is one token; roles, templates and tools count nothing,
-and a prompt has at least one token. A load generator can thus send a prompt of exactly n tokens, and generated text obeys
-the same rule.
+Token rule: one whitespace-separated word of a message's text is one token; roles, templates and tools count for
+nothing, and a prompt has at least one token. A load generator can thus send a prompt of exactly n tokens, and generated
+text obeys the same rule.
 """
 
 import json
