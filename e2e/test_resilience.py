@@ -142,9 +142,8 @@ def test_only_requests_of_a_killed_proxy_fail_and_everything_comes_back(served: 
     print(f"\n{len(records)} requests, {len(failed)} failed, {len(wrong)} of them without their own proxy's death")
     for one in kills:
         window = [r for r in records if one.at <= r["end"] and r["start"] <= one.at + 12]
-        print(
-            f"  {one.what:18} killed: {len(window):4} requests in the 12 s after, {sum(not r['ok'] for r in window)} failed"
-        )
+        lost = sum(not record["ok"] for record in window)
+        print(f"  {one.what:18} killed: {len(window):4} requests in the 12 s after, {lost} failed")
     assert len(records) == int(RATE * SECONDS)
     assert wrong == []
     assert len(failed) < RATE / 2 * 12, "the killed proxy came back"
