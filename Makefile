@@ -48,6 +48,8 @@ e2e: setup cluster-binaries  ## Whole-system tests on a real control plane, Envo
 lock: setup  ## Renew the lock files (hashes, no addresses)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 		--extra devcluster --extra engine --group dev pyproject.toml -o requirements/dev.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
+		pyproject.toml -o requirements/operator.txt
 
 crds: setup  ## Write crds/*.yaml from the models
 	$(BIN)/tierwise crds --output crds
