@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from tierwise.devcluster import paths
 from tierwise.devcluster.errors import BuildError, DevClusterError
@@ -23,6 +23,21 @@ from tierwise.devcluster.processes import run
 
 # Prometheus needs no more discovery than this; without the tags it would bring every cloud's client.
 TAGS = "remove_all_sd,enable_kubernetes_sd,enable_file_sd,enable_static_sd"
+# Stripped; with the version that the module's own build would stamp, since charts ask for it (kubeVersion).
+KUBERNETES_VERSION = "1.37.2"
+LINK = " ".join(
+    [
+        "-s -w",
+        *(
+            f"-X k8s.io/component-base/version.{field}={value}"
+            for field, value in (
+                ("gitMajor", KUBERNETES_VERSION.split(".")[0]),
+                ("gitMinor", KUBERNETES_VERSION.split(".")[1]),
+                ("gitVersion", f"v{KUBERNETES_VERSION}"),
+            )
+        ),
+    ]
+)
 PROGRAMS = ("devcluster", "prometheus", "helm")
 GO_TIMEOUT_SECONDS = 3600
 INSTALL_TIMEOUT_SECONDS = 900
@@ -52,7 +67,7 @@ class Binaries:
 
 def source_hash() -> str:
     """Hash over everything that decides what is built."""
-    digest = hashlib.sha256(TAGS.encode())
+    digest = hashlib.sha256(f"{TAGS} {LINK}".encode())
     for path in sorted(paths.GO_SOURCES.rglob("*")):
         if (
             path.is_file()
@@ -111,7 +126,7 @@ def _build(wanted: Binaries, console: Console) -> None:
                 go, env, ["list", "-deps", "-f", "{{if .Stale}}{{.ImportPath}}{{end}}", *options, *packages]
             )
             progress.update(task, description="compiling Kubernetes, Prometheus, Helm", total=len(stale.split()) or 1)
-            command = [go, "build", "-v", *options, "-ldflags", "-s -w", "-o", f"{output}{os.sep}", *packages]
+            command = [go, "build", "-v", *options, "-ldflags", LINK, "-o", f"{output}{os.sep}", *packages]
             _compile(command, env, progress, task)
             progress.update(task, description="built", completed=progress.tasks[0].total or 1)
         output.rename(wanted.folder)
@@ -140,7 +155,7 @@ def _go_run(go: str, env: dict[str, str], arguments: list[str]) -> str:
         raise BuildError(str(error)) from error
 
 
-def _compile(command: list[str], env: dict[str, str], progress: Progress, task: int) -> None:
+def _compile(command: list[str], env: dict[str, str], progress: Progress, task: TaskID) -> None:
     """Run the build; ``go build -v`` names each package on standard error as it is done with it."""
     said: list[str] = []
     with subprocess.Popen(  # noqa: S603 - our own argument list
