@@ -33,6 +33,7 @@ class LoadOptions:
         model: name asked for.
         api_key: bearer key; None: none.
         tier_header: response header that names the tier.
+        attempts_header: response header with the number of upstream attempts.
         class_header: request header that carries the class; None: the gateway tells by other means.
         headers: sent with every request.
         stream: server-sent events with usage; else one JSON body, and no time to first token.
@@ -46,6 +47,7 @@ class LoadOptions:
     model: str
     api_key: str | None = None
     tier_header: str = "x-tierwise-tier"
+    attempts_header: str = "x-tierwise-attempts"
     class_header: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     stream: bool = True
@@ -160,6 +162,8 @@ class _Replay:
                 prompt_tokens=measured.prompt_tokens,
                 completion_tokens=tokens,
                 error=measured.error,
+                response_id=measured.response_id,
+                attempts=measured.attempts,
             )
         )
 
@@ -172,6 +176,8 @@ class _Replay:
         async with session.post(url, data=body_of(request, options, index), headers=headers) as response:
             measured.status = response.status
             measured.tier = response.headers.get(options.tier_header)
+            attempts = response.headers.get(options.attempts_header, "")
+            measured.attempts = int(attempts) if attempts.isdecimal() else None
             if response.status != 200:
                 await response.read()
                 measured.error = f"status {response.status}"
@@ -194,6 +200,8 @@ class _Measured:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     error: str | None = None
+    response_id: str | None = None
+    attempts: int | None = None
     _tail: bytes = b""
 
     def feed(self, chunk: bytes, now: float) -> None:
@@ -226,6 +234,9 @@ class _Measured:
 
     def _take_usage(self, value: Mapping[str, object]) -> None:
         usage = value.get("usage")
+        identity = value.get("id")
+        if isinstance(identity, str):
+            self.response_id = identity
         if isinstance(usage, dict):
             self.prompt_tokens = usage.get("prompt_tokens")
             self.completion_tokens = usage.get("completion_tokens")

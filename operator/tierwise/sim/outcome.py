@@ -24,6 +24,8 @@ class Record:
         latency_seconds: to the last byte.
         prompt_tokens, completion_tokens: as the response's usage says.
         error: why it failed; None when it was served whole.
+        response_id: the response's own `id`, by which an upstream's log line can be found.
+        attempts: upstream attempts, as the gateway says.
     """
 
     index: int
@@ -38,6 +40,8 @@ class Record:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     error: str | None = None
+    response_id: str | None = None
+    attempts: int | None = None
 
     @property
     def served(self) -> bool:
