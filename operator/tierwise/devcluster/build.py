@@ -31,7 +31,7 @@ LINK = " ".join(
         *(
             f"-X k8s.io/component-base/version.{field}={value}"
             for field, value in (
-                ("gitMajor", KUBERNETES_VERSION.split(".")[0]),
+                ("gitMajor", KUBERNETES_VERSION.split(".", maxsplit=1)[0]),
                 ("gitMinor", KUBERNETES_VERSION.split(".")[1]),
                 ("gitVersion", f"v{KUBERNETES_VERSION}"),
             )
