@@ -154,7 +154,7 @@ def _tls(host: str, ca_bundle: str | None, options: GatewayOptions) -> dict[str,
         san_type = "DNS"
         context["sni"] = host
     context["common_tls_context"] = {
-        "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
+        "tls_params": {"tls_minimum_protocol_version": "TLSv1_2", "tls_maximum_protocol_version": "TLSv1_3"},
         "alpn_protocols": ["http/1.1"],
         "validation_context": {
             "trusted_ca": trusted,

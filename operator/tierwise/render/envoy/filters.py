@@ -97,7 +97,7 @@ def routing_headers() -> dict[str, Any]:
     asked = f"request.headers['{REQUESTED_HEADER}']"
     requested = (
         f"{_METHOD} != 'POST' ? '{NO_MODEL}' : "
-        f"{_MODEL}.matches('^([A-Za-z0-9._:/-]{{1,512}}|{BAD_BODY})$') ? {_MODEL} : '?'"
+        f"{_MODEL}.size() <= 512 && {_MODEL}.matches('^([A-Za-z0-9._:/-]+|{BAD_BODY})$') ? {_MODEL} : '?'"
     )
     scope = (
         f"{asked} == '{BAD_BODY}' ? '{DEFAULT}' : "

@@ -105,11 +105,11 @@ function envoy_on_request(handle)
   local path = handle:streamInfo():filterState():get('"""
     + PATH_STATE
     + r"""')
-  headers:replace(':path', tier['base'] .. string.gsub(path, '^/v1', '', 1))
-  headers:replace(':authority', tier['host'])
+  headers:replace(':path', tier:get('base') .. string.gsub(path, '^/v1', '', 1))
+  headers:replace(':authority', tier:get('host'))
   headers:remove('content-length')
   local body = handle:body(true)
-  local rewritten = rewrite(body:getBytes(0, body:length()), tier['model'])
+  local rewritten = rewrite(body:getBytes(0, body:length()), tier:get('model'))
   if rewritten then body:setBytes(rewritten) end
 end
 """

@@ -1,0 +1,187 @@
+"""What is served: for each namespace the newest configuration, or the last good one while gateways refuse the newest.
+
+No I/O: `server` calls it, and tests hold it against a model of Envoy.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from tierwise.render.envoy import endpoints
+from tierwise.render.envoy.bundle import GatewayConfig, NamespaceBundle, Resource
+from tierwise.render.envoy.protos import CLUSTER, ENDPOINTS, ROUTES, SCOPE, SECRET, Encoded, encode
+
+SHARED = ""
+"""Owner of what belongs to no namespace: the listener and the default routes. No namespace has this name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What gateways shall have of one namespace.
+
+    Attributes:
+        owner: the namespace, or `SHARED`.
+        hash: the bundle's.
+        resources: type URL -> name -> resource.
+    """
+
+    owner: str
+    hash: str
+    resources: Mapping[str, Mapping[str, Encoded]]
+
+    def of(self, type_url: str) -> Mapping[str, Encoded]:
+        """Resources of one type, by name."""
+        return self.resources.get(type_url, {})
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A gateway would not take a bundle.
+
+    Attributes:
+        hash: of the bundle.
+        message: Envoy's own words.
+    """
+
+    hash: str
+    message: str
+
+
+@dataclass(slots=True)
+class Catalog:
+    """All that is served, and why it is that.
+
+    Attributes:
+        wanted: the newest bundle of each namespace.
+        good: the last bundle of each namespace that all gateways acknowledged.
+        refused: namespace -> the refusal of its newest bundle.
+        invalid: namespace -> why its newest render is no configuration at all.
+        served: owner -> what gateways shall have.
+    """
+
+    wanted: dict[str, NamespaceBundle] = field(default_factory=dict)
+    good: dict[str, NamespaceBundle] = field(default_factory=dict)
+    refused: dict[str, Refusal] = field(default_factory=dict)
+    invalid: dict[str, str] = field(default_factory=dict)
+    served: dict[str, Served] = field(default_factory=dict)
+
+    def publish(self, prepared: "Prepared") -> set[str]:
+        """Take a new configuration; the owners whose resources changed."""
+        config = prepared.config
+        self.invalid = dict(config.invalid)
+        self.wanted = dict(config.namespaces)
+        for namespace, refusal in list(self.refused.items()):
+            bundle = self.wanted.get(namespace)
+            if bundle is None or bundle.hash != refusal.hash:
+                del self.refused[namespace]  # another render: it gets its chance
+        for namespace in [*self.good]:
+            if namespace not in self.wanted and namespace not in self.invalid:
+                del self.good[namespace]
+        for namespace, bundle in prepared.good.items():
+            self.good.setdefault(namespace, bundle)
+        changed = self._serve(Served(SHARED, "", prepared.shared))
+        for namespace in {*self.wanted, *self.invalid, *self.served} - {SHARED}:
+            changed |= self._settle(namespace)
+        return changed
+
+    def refuse(self, namespace: str, refused_hash: str, message: str) -> set[str]:
+        """A gateway refused this bundle; the owners whose resources changed by going back to the last good one."""
+        bundle = self.wanted.get(namespace)
+        if bundle is None or bundle.hash != refused_hash:
+            return set()  # about something that is no longer wanted
+        self.refused[namespace] = Refusal(refused_hash, message)
+        return self._settle(namespace)
+
+    def acknowledge(self, namespace: str) -> None:
+        """All gateways have what is served: remember it as good, when it is the newest."""
+        bundle, served = self.wanted.get(namespace), self.served.get(namespace)
+        if bundle is not None and served is not None and served.hash == bundle.hash and namespace not in self.refused:
+            self.good[namespace] = bundle
+
+    def message(self, namespace: str) -> str:
+        """Why the newest configuration is not served; empty when it is."""
+        refusal = self.refused.get(namespace)
+        return refusal.message if refusal is not None else self.invalid.get(namespace, "")
+
+    def _settle(self, namespace: str) -> set[str]:
+        bundle = self._choose(namespace)
+        if bundle is None:
+            return {namespace} if self.served.pop(namespace, None) is not None else set()
+        return self._serve(encode_bundle(bundle))
+
+    def _serve(self, served: Served) -> set[str]:
+        if self.served.get(served.owner) == served:
+            return set()
+        self.served[served.owner] = served
+        return {served.owner}
+
+    def _choose(self, namespace: str) -> NamespaceBundle | None:
+        newest, good = self.wanted.get(namespace), self.good.get(namespace)
+        doubtful = namespace in self.refused or namespace in self.invalid
+        if not doubtful or good is None:
+            # Without anything better: gateways that took the newest keep it, the others keep what they had.
+            return newest
+        taken = {name for other, bundle in self.wanted.items() if other != namespace for name in bundle.scopes}
+        return brought_up_to_date(good, newest, taken)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A configuration, encoded; made outside of the event loop.
+
+    Attributes:
+        config: as rendered.
+        shared: type URL -> name -> resource of no namespace.
+        good: last good bundles that were kept, by namespace.
+    """
+
+    config: GatewayConfig
+    shared: Mapping[str, Mapping[str, Encoded]]
+    good: Mapping[str, NamespaceBundle]
+
+
+def prepare(config: GatewayConfig, good: Mapping[str, NamespaceBundle]) -> Prepared:
+    """Encode everything.
+
+    Raises:
+        InvalidResource: what `render` should have caught.
+    """
+    for bundle in config.namespaces.values():
+        encode_bundle(bundle)  # keeps the result in the encoder's cache
+    return Prepared(config, {url: encode_all(found.values()) for url, found in config.shared.items()}, good)
+
+
+def encode_bundle(bundle: NamespaceBundle) -> Served:
+    """A bundle as what gateways get."""
+    return Served(
+        bundle.namespace,
+        bundle.hash,
+        {
+            CLUSTER: encode_all(bundle.clusters.values()),
+            ENDPOINTS: encode_all(bundle.endpoints.values()),
+            SECRET: encode_all(bundle.secrets.values()),
+            SCOPE: encode_all(bundle.scopes.values()),
+            ROUTES: encode_all([bundle.routes] if bundle.routes is not None else []),
+        },
+    )
+
+
+def encode_all(found: Iterable[Resource]) -> dict[str, Encoded]:
+    """Encoded resources by name."""
+    return {each.name: each for each in map(encode, found)}
+
+
+def brought_up_to_date(good: NamespaceBundle, newest: NamespaceBundle | None, taken: set[str]) -> NamespaceBundle:
+    """The last good bundle with today's addresses and credentials, without scopes that are another namespace's now."""
+    found: dict[str, Resource] = {}
+    for name, cluster in good.clusters.items():
+        if cluster.get("type") != "EDS":
+            continue
+        current = newest.endpoints.get(name) if newest is not None else None
+        found[name] = current or good.endpoints.get(name) or endpoints.endpoints(name, (), name)
+    credentials = newest.secrets if newest is not None else good.secrets
+    return replace(
+        good,
+        endpoints=found,
+        secrets={name: secret for name, secret in credentials.items() if name in good.clusters},
+        scopes={name: scope for name, scope in good.scopes.items() if name not in taken},
+    )
