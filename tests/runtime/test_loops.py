@@ -145,9 +145,7 @@ async def test_a_new_leader_forgets_and_the_same_one_remembers(cluster, store, m
     assert one.health.beats == {}, "no heartbeat is expected of one that does not decide"
 
 
-async def test_reports_reach_the_store_and_only_own_statuses_are_written(
-    cluster, store, metrics, now, writer, gateways
-):
+async def test_reports_reach_the_store_and_only_own_statuses_are_written(cluster, store, metrics, writer, gateways):
     gateways.said = {"team-a": GatewayReport("h", "h", 2, 2, 0, "")}
     store.put(kinds.MODEL_TIER, cluster.place(make.tier()))
     seen = []

@@ -203,7 +203,7 @@ def test_endpoints_of_all_slices_sorted_each_once(store, now):
 
 
 def test_only_the_last_good_configmap_counts(store, now):
-    for name in ("tierwise-last-good", "other"):
+    for name in ("tierwise-gateway-last-good", "other"):
         store.put(
             kinds.CONFIG_MAP,
             {
@@ -213,7 +213,7 @@ def test_only_the_last_good_configmap_counts(store, now):
             },
         )
     assert {where: child.uid for where, child in store.snapshot(now).last_good.items()} == {
-        "team-a": "tierwise-last-good"
+        "team-a": "tierwise-gateway-last-good"
     }
 
 

@@ -14,10 +14,12 @@ from kubernetes.aio import client as kube
 from tierwise import __version__
 from tierwise.adapters import cluster as cluster_adapter
 from tierwise.adapters import prometheus
+from tierwise.adapters.certificates import Material
 from tierwise.adapters.kinds import Kind
 from tierwise.core.plan import Plan, StatusApply
 from tierwise.core.world import GatewayReport, World
 from tierwise.render.envoy.bundle import GatewayConfig
+from tierwise.runtime.channel import Channel
 from tierwise.runtime.figures import Figures
 from tierwise.runtime.leader import Leadership
 from tierwise.runtime.loops import Decider, Publisher, Reporter, utc_now
@@ -87,13 +89,18 @@ class Operator:
     Args:
         settings: how to run.
         rooms: what to run.
-        gateway: the configuration server, not started yet.
+        gateway: makes the configuration server; it is told where its certificate is, None: none, in the clear.
         configuration: how to reach the API server.
     """
 
-    def __init__(self, settings: Settings, rooms: Rooms, gateway: Gateway, configuration: kube.Configuration) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        rooms: Rooms,
+        gateway: Callable[[Callable[[], Material] | None], Gateway],
+        configuration: kube.Configuration,
+    ) -> None:
         self._settings = settings
-        self._gateway = gateway
         self._configuration = configuration
         self._stopping = asyncio.Event()
         self._failure: BaseException | None = None
@@ -103,12 +110,14 @@ class Operator:
         self._publish, self._report, self._decide = Trigger(), Trigger(0.1), Trigger()
         self.store = Store(settings.identity, self._poke)
         self.cluster = cluster_adapter.connect(configuration, timeout_seconds=settings.api_timeout_seconds)
+        self._channel = Channel(self.cluster, namespace=settings.namespace, folder=settings.certificates, now=utc_now)
+        self._gateway = gateway(None if settings.insecure_xds else self._channel.material)
         self._prometheus = self._signal_source()
         self._figures = Figures(self.metrics)
         writer = self._writer()
-        self.publisher = Publisher(self.store, rooms.render, gateway, self._publish, self.metrics, self.health)
+        self.publisher = Publisher(self.store, rooms.render, self._gateway, self._publish, self.metrics, self.health)
         self.reporter = Reporter(
-            self.store, gateway, rooms.statuses, self._writer(), self._report, self.metrics, self.health
+            self.store, self._gateway, rooms.statuses, self._writer(), self._report, self.metrics, self.health
         )
         self.signals = SignalReader(
             self._prometheus,
@@ -127,6 +136,7 @@ class Operator:
             self._decide,
             self.metrics,
             self.health,
+            published=lambda: self.publisher.published,
             seen=self._figures.show,
         )
         self.relister = Relister(
@@ -190,6 +200,9 @@ class Operator:
         self.metrics.synced.set(1)
         while not await self.publisher.once():  # noqa: ASYNC110 - nothing would set an event: it is tried again
             await asyncio.sleep(RENDER_RETRY_SECONDS)
+        if not self._settings.insecure_xds:
+            await self._channel.first()
+            self._spawn("channel", self._channel.run())
         xds_port = await self._gateway.start(self._report.poke)
         self.health.reached("published")
         log.info("serving gateways", xds_port=xds_port)

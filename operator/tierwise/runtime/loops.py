@@ -6,7 +6,7 @@ A fault of the pure rooms (a defect of ours) is logged and counted; what was pub
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -14,11 +14,11 @@ import structlog
 
 from tierwise.core.ledger import Ledger
 from tierwise.core.memory import LoopMemory
-from tierwise.core.plan import Plan, StatusApply
+from tierwise.core.plan import Manifest, Plan, StatusApply
 from tierwise.core.world import GatewayReport, World
 from tierwise.errors import TierwiseError
 from tierwise.render.envoy.bundle import GatewayConfig
-from tierwise.runtime import isolation
+from tierwise.runtime import isolation, last_good
 from tierwise.runtime.replicas import Replicas
 from tierwise.runtime.signals import SignalReader
 from tierwise.runtime.store import Store
@@ -68,6 +68,7 @@ class Publisher:
     Attributes:
         render: World -> GatewayConfig (pure).
         server: takes it.
+        published: the last configuration that it took.
     """
 
     store: Store
@@ -77,6 +78,7 @@ class Publisher:
     metrics: Metrics
     health: Health
     now: Callable[[], datetime] = utc_now
+    published: GatewayConfig | None = None
 
     async def once(self) -> bool:
         """One render; whether it was published."""
@@ -89,6 +91,7 @@ class Publisher:
             log.exception("the gateway's configuration could not be rendered; the last one stays")
             return False
         await self.server.publish(config, world)
+        self.published = config
         self.metrics.renders.labels(outcome="ok").inc()
         return True
 
@@ -145,6 +148,7 @@ class Decider:
 
     Attributes:
         plan: World -> Plan (pure).
+        published: the gateways' configuration that this replica serves.
         seen: called with each plan, for metrics.
     """
 
@@ -156,6 +160,7 @@ class Decider:
     trigger: Trigger
     metrics: Metrics
     health: Health
+    published: Callable[[], GatewayConfig | None] = lambda: None
     seen: Callable[[World, Plan], None] = lambda _world, _plan: None
     now: Callable[[], datetime] = utc_now
 
@@ -198,10 +203,21 @@ class Decider:
         self.store.memory = plan.memory
         self.store.counted(world)
         self.seen(world, plan)
-        outcome = await self.writer.carry_out(plan)
+        outcome = await self.writer.carry_out(replace(plan, apply=(*plan.apply, *self._to_keep(world))))
         self.trigger.poke_later(plan.next_round_seconds)
         if outcome.retry_seconds is not None:
             self.trigger.poke_later(outcome.retry_seconds)
+
+    def _to_keep(self, world: World) -> tuple[Manifest, ...]:
+        """ConfigMaps with what gateways acknowledged."""
+        config = self.published()
+        if config is None:
+            return ()
+        wanted, too_large = last_good.manifests(world, config)
+        for namespace in too_large:
+            self.metrics.errors.labels(where="last-good", error="TooLarge").inc()
+            log.warning("the gateway's configuration is too large to be kept", namespace=namespace)
+        return wanted
 
     def _plan(self, world: World) -> Plan | None:
         try:

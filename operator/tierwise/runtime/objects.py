@@ -7,13 +7,14 @@ from tierwise.adapters import kinds
 from tierwise.adapters.kinds import Kind
 from tierwise.core.world import Child, Endpoint, Key, Workload
 from tierwise.render import labels
+from tierwise.render.envoy import last_good
 
 Manifest: TypeAlias = dict[str, Any]
 
 MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGER = labels.MANAGED_BY
 SELECTOR = f"{MANAGED_BY}={MANAGER}"
-LAST_GOOD = "tierwise-last-good"
+LAST_GOOD = last_good.NAME
 
 
 def key_of(manifest: Mapping[str, Any]) -> Key:
@@ -47,10 +48,11 @@ def relevant(kind: Kind, manifest: Mapping[str, Any]) -> Manifest:
     return found
 
 
-def owned(manifest: Mapping[str, Any]) -> bool:
-    """Whether its controller is an object of ours."""
+def owned(manifest: Mapping[str, Any], *, shared: bool = False) -> bool:
+    """Whether its controller is an object of ours; with `shared`, whether any of its owners is."""
     for reference in (manifest.get("metadata") or {}).get("ownerReferences") or ():
-        if reference.get("controller") and str(reference.get("apiVersion", "")).startswith("tierwise.dev/"):
+        ours = str(reference.get("apiVersion", "")).startswith("tierwise.dev/")
+        if ours and (shared or reference.get("controller")):
             return True
     return False
 
@@ -71,6 +73,11 @@ def tier_key(manifest: Mapping[str, Any]) -> Key:
 def child(manifest: Manifest) -> Child:
     """Any owned object but a Deployment."""
     return Child(uid=str(manifest["metadata"].get("uid", "")), owned=owned(manifest), manifest=manifest)
+
+
+def kept(manifest: Manifest) -> Child:
+    """A namespace's last-good ConfigMap: all its policies own it, none is its controller."""
+    return Child(uid=str(manifest["metadata"].get("uid", "")), owned=owned(manifest, shared=True), manifest=manifest)
 
 
 def workload(manifest: Manifest) -> Workload:

@@ -7,11 +7,12 @@ import structlog
 
 from tierwise.adapters import kinds
 from tierwise.adapters.cluster import Cluster, ClusterError
+from tierwise.render import labels
 from tierwise.runtime.store import Store
 
 log = structlog.get_logger(__name__)
 
-SELECTOR = "app.kubernetes.io/name=tierwise,app.kubernetes.io/component=operator"
+SELECTOR = f"{labels.COMPONENT_LABEL}=operator"
 INTERVAL_SECONDS = 20.0
 GONE = ("Succeeded", "Failed")
 

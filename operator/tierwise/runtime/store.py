@@ -327,7 +327,7 @@ class Store:
         shelf = self._shelves[kinds.CONFIG_MAP]
         if shelf.view is None:
             shelf.view = {
-                key: objects.child(manifest)
+                key: objects.kept(manifest)
                 for key, manifest in sorted(shelf.parsed.items())
                 if key.name == objects.LAST_GOOD
             }

@@ -1,0 +1,80 @@
+"""When a namespace's configuration is worth keeping, and the ConfigMap that keeps it. Pure.
+
+What every connected gateway acknowledged is kept; fresh gateways get it while a newer render is refused, also after the
+operators' restart. It carries no secrets and no endpoints, and goes with the namespace's last policy.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tierwise.api.meta import API_VERSION
+from tierwise.api.routing_policy import RoutingPolicy
+from tierwise.core.plan import Manifest
+from tierwise.core.world import World
+from tierwise.render.envoy import last_good
+from tierwise.render.envoy.bundle import GatewayConfig
+from tierwise.runtime import objects
+
+# The API server takes objects up to about 1.5 MiB and ConfigMaps up to 1 MiB of data.
+MAX_BYTES = 900 * 1024
+
+
+def manifests(world: World, config: GatewayConfig) -> tuple[tuple[Manifest, ...], tuple[str, ...]]:
+    """ConfigMaps to apply, and namespaces whose configuration is too large to be kept, sorted."""
+    wanted: list[Manifest] = []
+    too_large: list[str] = []
+    for namespace, bundle in sorted(config.namespaces.items()):
+        policies = world.policies_in(namespace)
+        if not policies or bundle.routes is None or not _acknowledged(world, namespace, bundle.hash, policies):
+            continue
+        owners = [_owner(policy) for _, policy in sorted(policies.items())]
+        held = world.last_good.get(namespace)
+        if held is not None and _same(held.manifest, bundle.hash, owners):
+            continue
+        data = last_good.pack(bundle)
+        if sum(len(value) for value in data.values()) > MAX_BYTES:
+            too_large.append(namespace)
+            continue
+        wanted.append(
+            {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {
+                    "name": last_good.NAME,
+                    "namespace": namespace,
+                    "labels": {objects.MANAGED_BY: objects.MANAGER},
+                    "ownerReferences": owners,
+                },
+                "data": data,
+            }
+        )
+    return tuple(wanted), tuple(too_large)
+
+
+def _acknowledged(world: World, namespace: str, wanted: str, policies: Mapping[str, RoutingPolicy]) -> bool:
+    """Whether every gateway has taken this version: by what this replica sees, and what the others report."""
+    own = world.gateways.get(namespace)
+    connected = 0
+    if own is not None and own.connected:
+        if own.refused or own.acknowledged < own.connected or own.served_hash != wanted:
+            return False
+        connected += own.connected
+    for policy in policies.values():
+        for entry in policy.status.gateways:
+            alive = world.live_replicas is None or entry.name in world.live_replicas
+            if entry.name == world.replica or not alive or not entry.connected:
+                continue
+            if entry.refused or entry.acknowledged < entry.connected or entry.hash != wanted:
+                return False
+            connected += entry.connected
+    return connected > 0
+
+
+def _owner(policy: RoutingPolicy) -> dict[str, Any]:
+    metadata = policy.metadata
+    return {"apiVersion": API_VERSION, "kind": "RoutingPolicy", "name": metadata.name, "uid": metadata.uid}
+
+
+def _same(held: Mapping[str, Any], wanted: str, owners: list[dict[str, Any]]) -> bool:
+    known = {str(reference.get("uid")) for reference in (held.get("metadata") or {}).get("ownerReferences") or ()}
+    return (held.get("data") or {}).get("hash") == wanted and known == {str(owner["uid"]) for owner in owners}

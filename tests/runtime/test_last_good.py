@@ -1,0 +1,102 @@
+"""What is kept for fresh gateways: only what every gateway took, once, and for as long as there is a policy."""
+
+from dataclasses import replace
+
+import pytest
+import runtime_fakes as make
+
+from tierwise.adapters import kinds
+from tierwise.core.world import GatewayReport
+from tierwise.render.envoy import gateway, last_good
+from tierwise.runtime import last_good as keeper
+
+
+def policy(name="assistant", gateways=()):
+    return {
+        "apiVersion": "tierwise.dev/v1alpha1",
+        "kind": "RoutingPolicy",
+        "metadata": {"name": name, "namespace": "team-a", "uid": f"uid-{name}", "resourceVersion": "40"},
+        "spec": {
+            "models": [name],
+            "sensitivity": "Internal",
+            "classes": [{"name": "routine", "tiers": [{"name": "compact"}]}],
+        },
+        "status": {"gateways": list(gateways)},
+    }
+
+
+@pytest.fixture
+def world(store, now):
+    store.put(kinds.MODEL_TIER, make.tier())
+    store.put(kinds.ROUTING_POLICY, policy())
+    return store.snapshot(now)
+
+
+def said(config, **changes):
+    wanted = config.namespaces["team-a"].hash
+    report = GatewayReport(wanted, wanted, connected=2, acknowledged=2, refused=0, message="")
+    return {"team-a": replace(report, **changes)}
+
+
+def entry(name, version, connected=1, acknowledged=1, refused=0):
+    counts = {"connected": connected, "acknowledged": acknowledged, "refused": refused}
+    return {"name": name, "hash": version, **counts}
+
+
+def test_what_all_gateways_took_is_kept_once(world, store, now):
+    config = gateway.render(world)
+    found, too_large = keeper.manifests(replace(world, gateways=said(config)), config)
+    assert too_large == ()
+    assert found[0]["data"]["hash"] == config.namespaces["team-a"].hash
+    assert [owner["uid"] for owner in found[0]["metadata"]["ownerReferences"]] == ["uid-assistant"]
+    assert "controller" not in found[0]["metadata"]["ownerReferences"][0]
+    store.put(kinds.CONFIG_MAP, found[0] | {"metadata": found[0]["metadata"] | {"resourceVersion": "50"}})
+    again = store.snapshot(now)
+    assert again.last_good["team-a"].owned
+    assert last_good.unpack("team-a", again.last_good["team-a"].manifest["data"]).routes is not None
+    assert keeper.manifests(replace(again, gateways=said(config)), config) == ((), ())
+
+
+def test_a_new_policy_becomes_an_owner_too(world, store, now):
+    config = gateway.render(world)
+    found, _ = keeper.manifests(replace(world, gateways=said(config)), config)
+    store.put(kinds.CONFIG_MAP, found[0] | {"metadata": found[0]["metadata"] | {"resourceVersion": "50"}})
+    store.put(kinds.ROUTING_POLICY, policy("second"))
+    later = store.snapshot(now)
+    config = gateway.render(later)
+    found, _ = keeper.manifests(replace(later, gateways=said(config)), config)
+    assert len(found[0]["metadata"]["ownerReferences"]) == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"connected": 0, "acknowledged": 0}, {"acknowledged": 1}, {"refused": 1}, {"served_hash": "older"}],
+)
+def test_what_not_all_gateways_took_is_not_kept(world, changes):
+    config = gateway.render(world)
+    assert keeper.manifests(replace(world, gateways=said(config, **changes)), config) == ((), ())
+
+
+def test_gateways_of_other_replicas_count_unless_their_replica_is_dead(world, store, now):
+    config = gateway.render(world)
+    version = config.namespaces["team-a"].hash
+
+    def with_entries(*entries, live=None):
+        body = policy(gateways=entries)
+        body["metadata"]["resourceVersion"] = str(100 + with_entries.count)
+        with_entries.count += 1
+        store.put(kinds.ROUTING_POLICY, body)
+        return keeper.manifests(replace(store.snapshot(now), live_replicas=live), config)[0]
+
+    with_entries.count = 0
+    assert with_entries(entry("op-1", version))
+    assert not with_entries(entry("op-1", version), entry("op-2", "older"))
+    assert with_entries(entry("op-1", version), entry("op-2", "older"), live=frozenset({"op-1"}))
+    assert not with_entries(entry("op-1", version, connected=2))
+    assert not with_entries(entry("op-0", version)), "its own entry says nothing that it does not see itself"
+
+
+def test_what_is_too_large_for_a_configmap_is_named(world, monkeypatch):
+    config = gateway.render(world)
+    monkeypatch.setattr(keeper, "MAX_BYTES", 100)
+    assert keeper.manifests(replace(world, gateways=said(config)), config) == ((), ("team-a",))
