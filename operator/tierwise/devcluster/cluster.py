@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -13,7 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import yaml
 from rich.console import Console
@@ -210,7 +211,7 @@ class Cluster:
             _end(self.pid("supervisor"), self.state)
         _remove(self.state)
 
-    def _ask(self, question: Mapping[str, str], listener: socket.socket | None = None) -> dict[str, object]:
+    def _ask(self, question: Mapping[str, str], listener: socket.socket | None = None) -> dict[str, Any]:
         message = json.dumps(question).encode()
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
             control.settimeout(CONTROL_TIMEOUT_SECONDS)
@@ -220,7 +221,7 @@ class Cluster:
                 text = b"".join(iter(lambda: control.recv(65536), b""))
             except OSError as error:
                 raise NotRunningError(f"the supervisor of cluster {self.name} does not answer: {error}") from error
-        answer: dict[str, object] = json.loads(text)
+        answer: dict[str, Any] = json.loads(text)
         if "error" in answer:
             raise DevClusterError(str(answer["error"]))
         return answer
@@ -385,17 +386,27 @@ def _runs(state: State) -> bool:
 
 
 def _end(pid: int, state: State) -> None:
-    """End the supervisor; with it goes everything in its namespaces."""
-    for kind in (signal.SIGTERM, signal.SIGKILL):
+    """End the supervisor; with it goes everything in its namespaces.
+
+    Its process descriptor becomes readable when its last thread has ended, and the last thread of process 1 of a PID
+    namespace ends after the kernel has killed and collected all others in it.
+    """
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
         if _supervisor_pid(state) != pid:
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, kind)
-        deadline = time.monotonic() + END_TIMEOUT_SECONDS
-        while time.monotonic() < deadline:
-            if _supervisor_pid(state) != pid:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        for kind in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(descriptor, kind)
+            if poll.poll(END_TIMEOUT_SECONDS * 1000):
                 return
-            time.sleep(POLL_SECONDS)
+    finally:
+        os.close(descriptor)
     raise DevClusterError(f"process {pid} does not end")
 
 

@@ -66,9 +66,17 @@ func (c *container) set(change func(*corev1.ContainerStatus)) {
 	c.worker.changed()
 }
 
+// remember keeps how the last process ended before another state takes its place.
+func remember(status *corev1.ContainerStatus) {
+	if status.State.Terminated != nil {
+		status.LastTerminationState = status.State
+	}
+}
+
 func (c *container) waiting(reason, message string) {
 	c.set(func(status *corev1.ContainerStatus) {
 		status.Ready = false
+		remember(status)
 		status.State = corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason, Message: message}}
 	})
 }
@@ -185,9 +193,7 @@ func (c *container) start(ctx context.Context, restart int) (*process, error) {
 	}
 	c.set(func(status *corev1.ContainerStatus) {
 		started := c.spec.StartupProbe == nil
-		if status.State.Terminated != nil {
-			status.LastTerminationState = status.State
-		}
+		remember(status)
 		c.process, c.env = current, env
 		status.ImageID = "process://" + c.spec.Image
 		status.ContainerID = fmt.Sprintf("process://%s/%d", w.pod.UID, current.pid)
@@ -210,7 +216,6 @@ func (c *container) supervise(ctx context.Context, current *process) int32 {
 	probing, stopProbes := context.WithCancel(ctx)
 	unhealthy := make(chan error, 1)
 	go c.probe(probing, unhealthy)
-	reason := ""
 	select {
 	case <-current.exited:
 	case err := <-unhealthy:
@@ -227,18 +232,19 @@ func (c *container) supervise(ctx context.Context, current *process) int32 {
 	}
 	stopProbes()
 	code, signal := current.exitCode()
-	reason = "Completed"
+	reason := "Completed"
 	if code != 0 {
 		reason = "Error"
 	}
 	c.set(func(status *corev1.ContainerStatus) {
 		no := false
-		status.Ready, status.Started = false, &no
+		status.Started = &no
 		status.State = corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{
 			ExitCode: code, Signal: signal, Reason: reason, StartedAt: metav1.NewTime(current.started),
 			FinishedAt: metav1.NewTime(current.ended), ContainerID: status.ContainerID,
 		}}
-		status.LastTerminationState = status.State
+		// An init container that is through counts as ready.
+		status.Ready = c.init && !c.sidecar() && code == 0
 		c.process = nil
 	})
 	return code

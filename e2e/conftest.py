@@ -1,0 +1,47 @@
+"""One development cluster for all whole-system tests of a session."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tierwise.devcluster import cluster as clusters
+
+TAIL_LINES = 15
+
+
+@pytest.fixture(scope="session")
+def console() -> Console:
+    return Console(stderr=True)
+
+
+@pytest.fixture(scope="session")
+def cluster(request: pytest.FixtureRequest, console: Console) -> Iterator[clusters.Cluster]:
+    """A running cluster of its own name; if a test failed, the ends of its logs are printed before it goes."""
+    started = clusters.up(f"e2e-{os.getpid()}", console=console)
+    try:
+        yield started
+    finally:
+        if request.session.testsfailed:
+            _print_logs(started, console)
+        if os.environ.get("TIERWISE_E2E_KEEP"):
+            console.print(f"kept: export KUBECONFIG={started.kubeconfig}")
+        else:
+            started.down()
+
+
+def _print_logs(started: clusters.Cluster, console: Console) -> None:
+    console.print(
+        started.kubectl("get", "pods,events", "-A", check=False).stdout, markup=False, highlight=False, soft_wrap=True
+    )
+    for path in sorted(started.state.logs.rglob("*.log")):
+        tail = _tail(path)
+        if tail:
+            console.rule(str(path.relative_to(started.state.logs)))
+            console.print(tail, markup=False, highlight=False, soft_wrap=True)
+
+
+def _tail(path: Path) -> str:
+    return "\n".join(path.read_text(errors="replace").splitlines()[-TAIL_LINES:])
