@@ -242,7 +242,7 @@ class Lab:
             xds_host="127.0.0.1",
             xds_port=self.xds_port,
             xds_name="tierwise-xds.test",
-            dns="STATIC",
+            xds_dns=False,
             certificates=str(folder / "xds"),
             files=str(folder),
             admin_port=admin_port,

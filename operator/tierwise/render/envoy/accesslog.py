@@ -9,7 +9,7 @@ away. `usage_requests` beside `requests` says how many requests the token counts
 
 from typing import Any
 
-from tierwise.render.envoy.fields import METADATA, REQUESTED_HEADER, USAGE_METADATA, extension, typed
+from tierwise.render.envoy.fields import METADATA, USAGE_METADATA, extension, typed
 
 PREFIX = "tierwise"
 _FIRST_BYTE = "%COMMON_DURATION(DS_RX_END:US_RX_BODY_BEG:ms)%"
@@ -96,7 +96,7 @@ def lines() -> dict[str, Any]:
         "request_id": "%REQ(X-REQUEST-ID)%",
         "method": "%REQ(:METHOD)%",
         "path": f"%FILTER_STATE({METADATA}.path:PLAIN)%",
-        "model": f"%REQ({REQUESTED_HEADER})%",
+        "model": f"%DYNAMIC_METADATA({METADATA}:model)%",
         **_LABELS,
         "code": "%RESPONSE_CODE%",
         "flags": "%RESPONSE_FLAGS%",

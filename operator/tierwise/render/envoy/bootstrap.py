@@ -7,6 +7,7 @@ is taken without a restart; Envoy reads such secrets from a file of their own on
 from dataclasses import dataclass
 from typing import Any
 
+from tierwise.render.envoy import clusters
 from tierwise.render.envoy.fields import ADS, extension, typed
 from tierwise.render.envoy.protos import SECRET, TYPE_PREFIX, parse
 
@@ -41,7 +42,7 @@ class BootstrapOptions:
         metrics_address, metrics_port: /stats/prometheus and /ready, for Prometheus and the kubelet.
         max_heap_bytes: memory at which the gateway refuses requests instead of dying.
         max_connections: of clients.
-        dns: `STRICT_DNS` follows the addresses of a headless Service; `STATIC` where `xds_host` is an address.
+        xds_dns: follow the addresses of a headless Service; False where `xds_host` is an address.
     """
 
     xds_host: str
@@ -55,7 +56,7 @@ class BootstrapOptions:
     metrics_port: int = 9901
     max_heap_bytes: int = 1024 * _MIB
     max_connections: int = 20_000
-    dns: str = "STRICT_DNS"
+    xds_dns: bool = True
 
 
 def for_namespace(namespace: str) -> BootstrapOptions:
@@ -136,10 +137,9 @@ def _address(address: str, port: int) -> dict[str, Any]:
     return {"socket_address": {"address": address, "port_value": port}}
 
 
-def _cluster(name: str, kind: str, address: str, port: int) -> dict[str, Any]:
+def _cluster(name: str, address: str, port: int) -> dict[str, Any]:
     return {
         "name": name,
-        "type": kind,
         "connect_timeout": "1s",
         "load_assignment": {
             "cluster_name": name,
@@ -150,7 +150,7 @@ def _cluster(name: str, kind: str, address: str, port: int) -> dict[str, Any]:
 
 def _xds(options: BootstrapOptions) -> dict[str, Any]:
     cluster = {
-        **_cluster(XDS_CLUSTER, options.dns, options.xds_host, options.xds_port),
+        **_cluster(XDS_CLUSTER, options.xds_host, options.xds_port),
         "typed_extension_protocol_options": {
             _HTTP_OPTIONS: typed(
                 _HTTP_OPTIONS,
@@ -160,12 +160,9 @@ def _xds(options: BootstrapOptions) -> dict[str, Any]:
             )
         },
     }
-    if options.dns == "STRICT_DNS":
-        cluster |= {
-            "dns_lookup_family": "V4_PREFERRED",
-            "dns_refresh_rate": "1s",
-            "dns_failure_refresh_rate": {"base_interval": "0.2s", "max_interval": "1s"},
-        }
+    if options.xds_dns:
+        often = {"base_interval": "0.2s", "max_interval": "1s"}
+        cluster["cluster_type"] = clusters.dns(dns_refresh_rate="1s", dns_failure_refresh_rate=often)
     if options.certificates is not None:
 
         def secret(name: str, file: str) -> dict[str, Any]:
@@ -190,7 +187,7 @@ def _xds(options: BootstrapOptions) -> dict[str, Any]:
 
 
 def _admin(options: BootstrapOptions) -> dict[str, Any]:
-    return _cluster(ADMIN_CLUSTER, "STATIC", options.admin_address, options.admin_port)
+    return _cluster(ADMIN_CLUSTER, options.admin_address, options.admin_port)
 
 
 def _metrics(options: BootstrapOptions) -> dict[str, Any]:

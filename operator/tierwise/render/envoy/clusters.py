@@ -92,16 +92,21 @@ def external(
         filters.append(upstream.credential(secret=str(key), header=ref.header, prefix=ref.prefix))
     cluster: Resource = {
         **_common(key, options),
-        "type": "STRICT_DNS",
-        "dns_lookup_family": "V4_PREFERRED",
-        "respect_dns_ttl": True,
-        "dns_failure_refresh_rate": {"base_interval": "1s", "max_interval": "5s"},
+        "cluster_type": dns(
+            respect_dns_ttl=True, dns_failure_refresh_rate={"base_interval": "1s", "max_interval": "5s"}
+        ),
         "load_assignment": endpoints.assignment(str(key), [(host, port)] if usable else [], host),
         "typed_extension_protocol_options": upstream.protocol_options(filters),
     }
     if url.scheme == "https":
         cluster["transport_socket"] = _tls(host, provider.ca_bundle, options)
     return cluster
+
+
+def dns(**settings: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON value
+    """Hosts of a cluster are all addresses that its names have."""
+    cluster = "envoy.extensions.clusters.dns.v3.DnsCluster"
+    return extension("envoy.cluster.dns", cluster, dns_lookup_family="V4_PREFERRED", **settings)
 
 
 def _common(key: Key, options: GatewayOptions) -> dict[str, Any]:

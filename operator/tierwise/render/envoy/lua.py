@@ -101,6 +101,7 @@ end
 
 function envoy_on_request(handle)
   local tier = handle:filterContext()
+  local model = tier:get('model')  -- before the wait for the body, after which `tier` is gone
   local headers = handle:headers()
   local path = handle:streamInfo():filterState():get('"""
     + PATH_STATE
@@ -109,7 +110,7 @@ function envoy_on_request(handle)
   headers:replace(':authority', tier:get('host'))
   headers:remove('content-length')
   local body = handle:body(true)
-  local rewritten = rewrite(body:getBytes(0, body:length()), tier:get('model'))
+  local rewritten = rewrite(body:getBytes(0, body:length()), model)
   if rewritten then body:setBytes(rewritten) end
 end
 """
