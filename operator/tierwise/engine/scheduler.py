@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from tierwise.engine.faults import Faults
 from tierwise.engine.metrics import EngineMetrics
 from tierwise.engine.options import Options
-from tierwise.engine.provider import ProviderClock
 from tierwise.sim.batching import Batcher, Hooks, Sequence
 from tierwise.sim.profiles import Profile
+from tierwise.sim.provider import ProviderClock
 from tierwise.sim.replica import ReplicaParams
 
 MAX_CATCH_UP_SECONDS = 5.0

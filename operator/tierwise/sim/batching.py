@@ -9,6 +9,7 @@ decoding and yields each admitted request's first token; a request reserves its 
 admitted, so nothing is ever preempted.
 """
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -159,13 +160,42 @@ class Batcher:
 
     def advance(self, until_seconds: float) -> None:
         """Run all iterations that end by `until_seconds`."""
+        plain = self.hooks.tokens is None and self.hooks.iteration is None
         while self._iteration_end is not None and self._iteration_end <= until_seconds:
+            if plain and not self._prefilling and not self._waiting:
+                self._coast(until_seconds)
+                if self._iteration_end > until_seconds:
+                    return
             self._boundary = self._iteration_end
             if self._prefilling:
                 self._end_prefill()
             else:
                 self._end_decode()
             self._start_iteration()
+
+    def _coast(self, until_seconds: float) -> None:
+        """Skip decode iterations in which nothing joins or ends: the sum of their durations has a closed form."""
+        if not self._running or self._iteration_end is None:
+            return
+        free = min(self._ends) - self.steps - 1
+        if free < 1:
+            return
+        first = self.params.decode_ms(self._running, self.context_tokens) / 1e3
+        growth = self.params.g_ms * self._running / 1e6
+        end = self._iteration_end
+
+        def ended(iterations: int) -> float:
+            """Time at which so many iterations from now are over, the one under way included."""
+            return end + (iterations - 1) * (first + growth * iterations / 2)
+
+        done = free if ended(free) <= until_seconds else bisect_right(range(1, free + 1), until_seconds, key=ended)
+        if done < 1:
+            return
+        self.steps += done
+        self.context_tokens += done * self._running
+        self._boundary = self._last_decode = ended(done)
+        self._fresh.clear()
+        self._start_iteration()
 
     def _start_iteration(self) -> None:
         self._admit()

@@ -18,7 +18,7 @@ _P95 = 1.6448536269514722
 
 @dataclass(slots=True)
 class ProviderClock:
-    """Same interface as `sim.batching.Batcher`, but requests do not slow each other down.
+    """Same interface as `Batcher`, but requests do not slow each other down.
 
     Attributes:
         profile: latency figures.
