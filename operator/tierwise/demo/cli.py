@@ -62,16 +62,17 @@ class Options:
 @click.option("--control/--no-control", default=True, help="Send the trace to the all-large arm as well.")
 @click.option("--simulate/--no-simulate", default=True, help="Compare with other rules in simulation, at the end.")
 def demo(
+    *,
     minutes: float,
     trace: Path | None,
     seed: int,
-    keep: bool,  # noqa: FBT001 - click passes by name
+    keep: bool,
     output: Path,
     name: str,
     kubeconfig: Path | None,
-    live: bool | None,  # noqa: FBT001 - click passes by name
-    control: bool,  # noqa: FBT001 - click passes by name
-    simulate: bool,  # noqa: FBT001 - click passes by name
+    live: bool | None,
+    control: bool,
+    simulate: bool,
 ) -> None:
     """Bring everything up, send a trace of requests, show what it costs, and compare.
 
@@ -106,11 +107,10 @@ def _perform(options: Options, console: Console) -> Outcome:
     terms = objects.terms_of(stage.documents())
     trace = load.prepared(options.trace, options.seed, 60 * options.minutes, terms)
     options.output.mkdir(parents=True, exist_ok=True)
-    say(
-        f"{len(trace)} requests in {options.minutes:g} min from {options.trace or f'the built-in trace, seed {options.seed}'}"
-    )
+    source = options.trace or f"the built-in trace, seed {options.seed}"
+    say(f"{len(trace)} requests in {options.minutes:g} min from {source}")
     cluster, owned = stage.open_cluster(options.name, options.kubeconfig, console)
-    with _cleared(Stage(cluster, owned, terms), options, say) as made:
+    with _cleared(Stage(cluster, owned, terms), options) as made:
         ready = stage.prepare(cluster, owned=owned, control=options.control, say=say)
         made.namespaces, made.gateway, made.timings = ready.namespaces, ready.gateway, ready.timings
         arms = [run.AUTO_ARM, *([run.LARGE_ARM] if options.control else [])]
@@ -128,7 +128,7 @@ def _perform(options: Options, console: Console) -> Outcome:
 
 
 @contextlib.contextmanager
-def _cleared(made: Stage, options: Options, say: object) -> Iterator[Stage]:
+def _cleared(made: Stage, options: Options) -> Iterator[Stage]:
     """Whatever happens, what was started ends, unless it shall stay."""
     try:
         yield made

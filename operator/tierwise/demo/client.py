@@ -1,7 +1,7 @@
 """The load client of one arm: a process of its own, so that the picture and the watches can not delay a request.
 
-Run as `python -m tierwise.demo.client` by the demo. It reads a trace, waits for the moment that all arms start at, replays
-it open-loop, and writes one JSON line per answer, and a last one with what it used itself.
+Run as `python -m tierwise.demo.client` by the demo. It reads a trace, waits for the moment that all arms start
+at, replays it open-loop, and writes one JSON line per answer, and a last one with what it used itself.
 """
 
 import asyncio
@@ -45,6 +45,7 @@ async def _run(trace: list[traces.TraceRequest], options: loadgen.LoadOptions, s
 @click.option("--max-requests", type=int, default=50_000)
 @click.option("--timeout-seconds", type=float, default=60.0)
 def main(
+    *,
     trace: Path,
     url: str,
     model: str,

@@ -15,7 +15,7 @@ from tierwise.sim.traces import TraceRequest
 BASE_RPS = 2.0
 PEAK_RPS = 12.0
 COMPLEX_SHARE = 0.12
-"""10% of the prompts in Azure's conversation trace of November 2023 have 1,500 tokens or more (Splitwise, ISCA 2024)."""
+"""One prompt in ten of Azure's conversation trace (November 2023; Splitwise, ISCA 2024) has 1,500 tokens or more."""
 
 BYTES_PER_TOKEN = 4
 """How the gateway estimates a prompt's tokens from a request's size."""

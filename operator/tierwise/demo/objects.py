@@ -1,4 +1,4 @@
-"""The objects of a run: the examples as they are, a provider to talk to, and the control arm made from the examples. Pure."""
+"""The objects of a run: the examples as they are, a provider to talk to, and the control arm. Pure."""
 
 import copy
 from collections.abc import Iterable, Mapping

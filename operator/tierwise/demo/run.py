@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -108,17 +109,16 @@ async def perform(
         clients: list[load.Client] = []
         try:
             for arm in arms:
-                clients.append(
-                    await load.start(
-                        arm.name,
-                        path,
-                        folder,
-                        url=f"http://{stage.gateway}/v1",
-                        model=f"{arm.namespace}/{stage.terms.model}",
-                        start_unix=start,
-                        timeout_seconds=REQUEST_TIMEOUT_SECONDS,
-                    )
+                client = await load.start(
+                    arm.name,
+                    path,
+                    folder,
+                    url=f"http://{stage.gateway}/v1",
+                    model=f"{arm.namespace}/{stage.terms.model}",
+                    start_unix=start,
+                    timeout_seconds=REQUEST_TIMEOUT_SECONDS,
                 )
+                clients += [client]  # at once: it must end even if the next one can not start
             frame = await _follow(recorder, clients, trace, start, console, show=show)
         finally:
             for client in clients:
@@ -151,7 +151,7 @@ async def _watches(stage: Stage, recorder: Recorder, now: Callable[[], float]) -
         asyncio.create_task(
             watch.follow(
                 [*kubectl, "get", "pods", f"--selector={TIER_LABEL}", *flags],
-                {},
+                os.environ,
                 lambda kind, document: recorder.pod(kind, document, now()),
                 pods_again,
             )
@@ -159,7 +159,7 @@ async def _watches(stage: Stage, recorder: Recorder, now: Callable[[], float]) -
         asyncio.create_task(
             watch.follow(
                 [*kubectl, "get", "routingpolicies.tierwise.dev", *flags],
-                {},
+                os.environ,
                 lambda kind, document: recorder.policy(kind, document, now()),
                 pods_again,
             )

@@ -1,4 +1,4 @@
-"""Everything that must stand before the first request, and go after the last: cluster, chart, examples, provider, control arm."""
+"""What must stand before the first request and go after the last: cluster, chart, examples, provider, control arm."""
 
 import concurrent.futures
 import time
@@ -120,10 +120,9 @@ def wait_ready(cluster: KubernetesCluster, namespace: str) -> None:
 
 def clear(stage: Stage) -> None:
     """End the cluster if it is ours; else delete the namespaces that the run made (the chart stays)."""
-    if isinstance(stage.cluster, Cluster):
-        if stage.owned:
-            stage.cluster.down()
-            return
+    if isinstance(stage.cluster, Cluster) and stage.owned:
+        stage.cluster.down()
+        return
     names = [*stage.namespaces, objects.AUTO_NAMESPACE]
     stage.cluster.kubectl("delete", "namespace", *names, "--ignore-not-found", "--timeout=60s", check=False)
     if isinstance(stage.cluster, ExistingCluster):

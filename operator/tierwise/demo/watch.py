@@ -24,7 +24,7 @@ class Documents:
     def feed(self, text: str) -> list[Document]:
         """The objects that are complete now."""
         self._text += text
-        found = []
+        found: list[Document] = []
         while True:
             self._text = self._text.lstrip()
             if not self._text:
