@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import io
 import json
 import shutil
 import socket
@@ -217,16 +218,19 @@ class Lab:
         self.http = aiohttp.ClientSession()
         await self.publish(self.world)
         self.xds_port = await self.xds.start(self.changes.set)
-        self.admin = await self.envoy("gateway-0", self.options.port)
+        await self.envoy("gateway-0")
         return self
 
     async def stop(self) -> None:
         for process in self.envoys:
-            if process.returncode is None:
-                process.terminate()
-                await process.wait()
+            await self.end(process)
         await self.xds.stop(0)
         await self.http.close()
+
+    async def end(self, process) -> None:
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
 
     def write_client_certificate(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True, parents=True)
@@ -253,8 +257,8 @@ class Lab:
             (folder / file).write_text(json.dumps(content))
         return folder
 
-    async def envoy(self, name: str, _port: int) -> int:
-        """Start one; the port of its admin interface once it is ready."""
+    async def envoy(self, name: str) -> asyncio.subprocess.Process:
+        """Start one, and wait until it is ready."""
         admin, metrics = free_port(), free_port()
         folder = self.start_files(name, metrics_port=metrics, admin_port=admin)
         log = (folder / "log").open("wb")
@@ -268,7 +272,7 @@ class Lab:
         self.envoys.append(process)
         self.metrics_port = metrics
         await self.eventually(lambda: self.ready(metrics, process, folder), seconds=15)
-        return admin
+        return process
 
     async def ready(self, port, process, folder) -> bool:
         assert process.returncode is None, (folder / "log").read_text()[-2000:]
@@ -291,7 +295,9 @@ class Lab:
 
         def taken() -> bool:
             reports = self.xds.reports().values()
-            return all(r.connected and r.acknowledged == r.connected and r.served_hash == r.wanted_hash for r in reports)
+            return all(
+                r.connected and r.acknowledged == r.connected and r.served_hash == r.wanted_hash for r in reports
+            )
 
         await self.eventually(taken, seconds=seconds)
 
@@ -308,9 +314,16 @@ class Lab:
             await asyncio.sleep(0.01)
 
     async def ask(self, model="legal/assistant", *, path="/v1/chat/completions", headers=None, body=None, **fields):
+        return await self.ask_at(self.options.port, model, path=path, headers=headers, body=body, **fields)
+
+    async def ask_at(
+        self, port, model="legal/assistant", *, path="/v1/chat/completions", headers=None, body=None, **fields
+    ):
         given = body if body is not None else json.dumps({"model": model, "messages": [], **fields}).encode()
+        if isinstance(given, bytes):
+            given = io.BytesIO(given)
         sent = {"content-type": "application/json", **(headers or {})}
-        url = f"http://127.0.0.1:{self.options.port}{path}"
+        url = f"http://127.0.0.1:{port}{path}"
         async with self.http.post(url, data=given, headers=sent, timeout=aiohttp.ClientTimeout(10)) as response:
             raw = await response.read()
             return Answer(response.status, {k.lower(): v for k, v in response.headers.items()}, raw)

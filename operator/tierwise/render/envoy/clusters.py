@@ -134,7 +134,8 @@ def _common(key: Key, options: GatewayOptions) -> dict[str, Any]:
             "consecutive_gateway_failure": 3,
             "interval": "2s",
             "base_ejection_time": "15s",
-            "max_ejection_percent": 50,
+            # The host that refuses counts too. So a third: one replica of two may be ejected, an only one never.
+            "max_ejection_percent": 34,
         },
     }
 

@@ -65,7 +65,7 @@ def missing_model() -> dict[str, Any]:
 
 def bad_body() -> dict[str, Any]:
     """400: the body can not be read."""
-    message = "The request body is not a JSON object, or content-type is not application/json"
+    message = "The request body is not a JSON object, has an integer beyond 64 bits, or is not sent as application/json"
     return direct(400, error(message, "invalid_request_error", "invalid_json"))
 
 
