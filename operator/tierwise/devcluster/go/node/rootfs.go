@@ -2,6 +2,7 @@ package node
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,6 +11,9 @@ import (
 
 	"golang.org/x/sys/unix"
 )
+
+// userNamespace is the variable that the supervisor sets when it was started by somebody else than root.
+const userNamespace = "TIERWISE_USER_NAMESPACE"
 
 // mount is a folder or file that a container sees at a place of its own.
 type mount struct {
@@ -79,14 +83,63 @@ func (r *rootFS) overlay() (string, error) {
 		}
 	}
 	root := filepath.Join(r.scratch, "root")
-	options := fmt.Sprintf("lowerdir=/,upperdir=%[1]s/upper,workdir=%[1]s/work", r.scratch)
-	if os.Getenv("TIERWISE_USER_NAMESPACE") != "" {
-		options += ",userxattr"
+	err := overlay("/", filepath.Join(r.scratch, "upper"), filepath.Join(r.scratch, "work"), root)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPERM) {
+		// In a user namespace the kernel refuses to show a folder without the mounts that lie on it.
+		err = r.overlayPieces(root)
 	}
-	if err := unix.Mount("overlay", root, "overlay", 0, options); err != nil {
+	if err != nil {
 		return "", fmt.Errorf("overlay over the machine's file system: %w", err)
 	}
 	return root, nil
+}
+
+func overlay(lower, upper, work, target string) error {
+	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", lower, upper, work)
+	if os.Getenv(userNamespace) != "" {
+		options += ",userxattr"
+	}
+	return unix.Mount("overlay", target, "overlay", 0, options)
+}
+
+// overlayPieces lays an overlay over each folder of the machine's root; one with mounts below is bound as it is.
+func (r *rootFS) overlayPieces(root string) error {
+	if err := unix.Mount("root", root, "tmpfs", 0, "mode=755"); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir("/")
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		name := entry.Name()
+		target := filepath.Join(root, name)
+		switch {
+		case entry.Type()&os.ModeSymlink != 0:
+			link, err := os.Readlink("/" + name)
+			if err != nil {
+				return err
+			}
+			if err := os.Symlink(link, target); err != nil {
+				return err
+			}
+		case entry.IsDir():
+			upper, work := filepath.Join(r.scratch, "pieces", name, "upper"), filepath.Join(r.scratch, "pieces", name, "work")
+			for _, folder := range []string{upper, work, target} {
+				if err := os.MkdirAll(folder, 0o755); err != nil {
+					return err
+				}
+			}
+			// An overlay's root has its upper folder's mode: /tmp must stay everybody's.
+			if info, err := entry.Info(); err == nil {
+				_ = os.Chmod(upper, info.Mode())
+			}
+			if overlay("/"+name, upper, work, target) != nil {
+				_ = unix.Mount("/"+name, target, "", unix.MS_BIND|unix.MS_REC, "")
+			}
+		}
+	}
+	return nil
 }
 
 // bindMachine brings the machine's other mounts into the new root: the overlay shows only the root's own files.

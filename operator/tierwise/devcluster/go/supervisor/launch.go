@@ -18,6 +18,9 @@ import (
 // listenerFD is where the supervisor finds the listener that leads to the API server.
 const listenerFD = 3
 
+// UserNamespace is the variable that is set when the cluster was started by somebody else than root.
+const UserNamespace = "TIERWISE_USER_NAMESPACE"
+
 // Launch starts the supervisor in new network, mount and PID namespaces (and a user namespace, unless root) and
 // returns once its pid file is written. Arguments: the configuration file and the number of an inherited
 // file descriptor, a socket that listens outside.
@@ -46,6 +49,7 @@ func Launch(arguments []string) error {
 		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC,
 	}
 	if os.Geteuid() != 0 {
+		command.Env = append(os.Environ(), UserNamespace+"=1")
 		command.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
 		command.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}}
 		command.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}}
