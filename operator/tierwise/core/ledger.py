@@ -1,9 +1,23 @@
-"""What each namespace has spent: replica-seconds and tokens, each with how it is known."""
+"""What each namespace has spent: replica-seconds and tokens, each with how it is known.
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+Money is added as it is spent, at the price of that moment: a price that changes later rewrites no history. What nobody observed
+is bounded from above and kept apart as an estimate; what has no price, or requests whose usage is unknown, are counted
+as such and never as free.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
+
+from tierwise.core.signals import CounterReading
+
+MILLION = Decimal(1_000_000)
+HOUR = Decimal(3600)
+
+USAGE_BOUND = Decimal(2)
+"""A request whose usage is unknown (a stream without usage, a client that left) is estimated at this many times the mean of
+those with usage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,8 +28,10 @@ class Entry:
         replica_seconds: measured seconds of existing Pods (starting and idle ones included).
         estimated_replica_seconds: seconds in gaps nobody observed, bounded from above.
         input_tokens, cached_input_tokens, output_tokens: tokens that upstreams reported.
-        requests_without_usage: requests whose usage is unknown; a budget shows them as unknown, never as free.
+        requests, requests_without_usage: those whose usage is unknown a budget shows as estimated, never as free.
         cost, estimated_cost: in the budget's currency; None where a price is unknown.
+        unpriced_replica_seconds, unpriced_requests: what was used while no price was known.
+        counted_until: until when tokens are counted, aware; None before the first reading.
     """
 
     replica_seconds: Decimal = Decimal(0)
@@ -26,6 +42,10 @@ class Entry:
     requests_without_usage: Decimal = Decimal(0)
     cost: Decimal | None = None
     estimated_cost: Decimal | None = None
+    requests: Decimal = Decimal(0)
+    unpriced_replica_seconds: Decimal = Decimal(0)
+    unpriced_requests: Decimal = Decimal(0)
+    counted_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +55,11 @@ class Account:
     Attributes:
         start, end: the calendar period, aware.
         updated: until when spend is counted, aware.
-        checkpoint: what was last written to status and when; the difference decides whether to write again.
+        checkpoint: when it was last written to status; decides whether to write again.
         entries: tier name -> entry.
+        rung: the ladder's rung in force, in percent of the ceiling; None below the first.
+        since: when that rung was reached.
+        before: spend of the period that a checkpoint brought back without telling tiers apart, and what of it is estimated.
     """
 
     start: datetime
@@ -44,6 +67,9 @@ class Account:
     updated: datetime
     checkpoint: datetime | None = None
     entries: Mapping[str, Entry] = field(default_factory=dict)
+    rung: int | None = None
+    since: datetime | None = None
+    before: tuple[Decimal, Decimal] = (Decimal(0), Decimal(0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +77,142 @@ class Ledger:
     """Accounts by (namespace, budget name)."""
 
     accounts: Mapping[tuple[str, str], Account] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrices:
+    """Per million tokens."""
+
+    input: Decimal
+    cached_input: Decimal
+    output: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What one tier uses now.
+
+    Attributes:
+        tier: name.
+        replicas: Pods that exist; None for an external tier or where the workload is not known.
+        most_replicas: most that can have existed meanwhile, for gaps.
+        price_per_hour: per replica, in the budget's currency; None when unknown or in another currency.
+        token_prices: of an external tier; None when unknown or in another currency.
+        external: paid by the token.
+        reading: tokens since the previous reading; None when there is none.
+    """
+
+    tier: str
+    replicas: int | None = None
+    most_replicas: int = 0
+    price_per_hour: Decimal | None = None
+    token_prices: TokenPrices | None = None
+    external: bool = False
+    reading: CounterReading | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """An account's sum.
+
+    Attributes:
+        counted: spend that was observed, at known prices.
+        estimated: spend bounded from above where it was not observed.
+        unknown: tiers with use that has no price, sorted.
+    """
+
+    counted: Decimal
+    estimated: Decimal
+    unknown: tuple[str, ...]
+
+    @property
+    def total(self) -> Decimal:
+        """Counted and estimated."""
+        return self.counted + self.estimated
+
+
+def accrue(account: Account, uses: Iterable[Use], now: datetime, *, max_gap_seconds: float) -> Account:
+    """The account at `now`.
+
+    Replica-seconds since the last round are measured while rounds follow each other within `max_gap_seconds`; over a longer gap
+    the most replicas that can have existed are charged, and the part above what is seen now counts as an estimate.
+    """
+    elapsed = Decimal(str(max(0.0, (min(now, account.end) - account.updated).total_seconds())))
+    gap = elapsed > Decimal(str(max_gap_seconds))
+    entries = dict(account.entries)
+    for use in uses:
+        entry = entries.get(use.tier, Entry())
+        if not use.external and elapsed > 0:
+            entry = _replicas(entry, use, elapsed, gap=gap)
+        if use.reading is not None:
+            entry = _tokens(entry, use, use.reading, account)
+        if entry != Entry() or use.tier in entries:
+            entries[use.tier] = entry
+    return replace(account, updated=max(account.updated, now), entries=dict(sorted(entries.items())))
+
+
+def _replicas(entry: Entry, use: Use, elapsed: Decimal, *, gap: bool) -> Entry:
+    measured = Decimal(0) if gap or use.replicas is None else use.replicas * elapsed
+    bound = use.most_replicas if use.replicas is None else max(use.most_replicas, use.replicas)
+    estimated = bound * elapsed if gap or use.replicas is None else Decimal(0)
+    if not measured and not estimated:
+        return entry
+    entry = replace(
+        entry,
+        replica_seconds=entry.replica_seconds + measured,
+        estimated_replica_seconds=entry.estimated_replica_seconds + estimated,
+    )
+    if use.price_per_hour is None:
+        return replace(entry, unpriced_replica_seconds=entry.unpriced_replica_seconds + measured + estimated)
+    return _charge(entry, measured * use.price_per_hour / HOUR, estimated * use.price_per_hour / HOUR)
+
+
+def _tokens(entry: Entry, use: Use, reading: CounterReading, account: Account) -> Entry:
+    if reading.until <= (entry.counted_until or account.start):
+        return entry  # counted before, or of an earlier period
+    read = [Decimal(str(value)) for value in (reading.input_tokens, reading.cached_input_tokens, reading.output_tokens)]
+    requests = Decimal(str(reading.requests))
+    with_usage = Decimal(str(reading.requests_with_usage))
+    without = max(Decimal(0), requests - with_usage)
+    entry = replace(
+        entry,
+        input_tokens=entry.input_tokens + read[0],
+        cached_input_tokens=entry.cached_input_tokens + read[1],
+        output_tokens=entry.output_tokens + read[2],
+        requests=entry.requests + requests,
+        requests_without_usage=entry.requests_without_usage + without,
+        counted_until=reading.until,
+    )
+    if not use.external or not requests:
+        return entry
+    prices = use.token_prices
+    if prices is None:
+        return replace(entry, unpriced_requests=entry.unpriced_requests + requests)
+    fresh = max(Decimal(0), read[0] - read[1])
+    cost = (fresh * prices.input + read[1] * prices.cached_input + read[2] * prices.output) / MILLION
+    entry = _charge(entry, cost, Decimal(0))
+    if not without:
+        return entry
+    known = entry.requests - entry.requests_without_usage
+    if known <= 0 or entry.cost is None:
+        return replace(entry, unpriced_requests=entry.unpriced_requests + without)
+    return _charge(entry, Decimal(0), USAGE_BOUND * without * entry.cost / known)
+
+
+def _charge(entry: Entry, cost: Decimal, estimated: Decimal) -> Entry:
+    charged = replace(entry, cost=(entry.cost or Decimal(0)) + cost)
+    if estimated:
+        charged = replace(charged, estimated_cost=(entry.estimated_cost or Decimal(0)) + estimated)
+    return charged
+
+
+def spend(account: Account) -> Spend:
+    """The account's sum."""
+    counted = account.before[0] + sum((e.cost for e in account.entries.values() if e.cost is not None), Decimal(0))
+    estimated = account.before[1] + sum(
+        (e.estimated_cost for e in account.entries.values() if e.estimated_cost is not None), Decimal(0)
+    )
+    unknown = sorted(
+        tier for tier, e in account.entries.items() if e.unpriced_replica_seconds > 0 or e.unpriced_requests > 0
+    )
+    return Spend(counted=counted, estimated=estimated, unknown=tuple(unknown))

@@ -46,6 +46,8 @@ class TierSignals:
         ttft_p95_seconds, inter_token_p95_seconds: 95th percentiles over the query window.
         prompt_token_rate, generation_token_rate: tokens/s, summed over replicas.
         ready_replicas: Pods whose metrics were scraped in the window.
+        inter_token_mean_seconds: mean over the window (histogram sum / count: exact, where percentiles are rounded to
+            buckets); may stay unasked, then it is estimated from `running` and `generation_token_rate`.
     """
 
     request_rate: Signal = NOT_ASKED
@@ -58,6 +60,7 @@ class TierSignals:
     prompt_token_rate: Signal = NOT_ASKED
     generation_token_rate: Signal = NOT_ASKED
     ready_replicas: Signal = NOT_ASKED
+    inter_token_mean_seconds: Signal = NOT_ASKED
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,8 @@ class Signals:
         classes: (namespace, policy, class) -> tier name -> signals.
         usage: (namespace, tier) -> token counts since the previous successful read, for the ledger.
         window_seconds: the range that rates and percentiles cover.
+        gateways_up: gateway targets whose scrape succeeded. When it is fresh and positive, a class without a series had
+            no traffic (measured zero); otherwise a class without a series is missing.
         error: why Prometheus could not be asked; empty when it answered.
     """
 
@@ -119,6 +124,7 @@ class Signals:
     classes: Mapping[ClassKey, Mapping[str, ClassSignals]] = field(default_factory=dict)
     usage: Mapping[TierKey, CounterReading] = field(default_factory=dict)
     window_seconds: float = 0.0
+    gateways_up: Signal = NOT_ASKED
     error: str = ""
 
 

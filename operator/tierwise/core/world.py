@@ -7,12 +7,14 @@ same one, so that what is applied and what is routed can never come from two dif
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
-from tierwise.api.meta import InvalidObject
+from tierwise.api.base import InvalidObject
 from tierwise.api.model_tier import ModelTier
 from tierwise.api.namespace_budget import NamespaceBudget
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.core.ledger import Ledger
+from tierwise.core.memory import LoopMemory
 from tierwise.core.signals import Signals
 
 
@@ -126,6 +128,11 @@ class World:
         signals: what Prometheus said, each value with its age; None before the first answer.
         ledger: what each budget's namespace has spent.
         gateways: namespace -> what the Envoys of this replica say.
+        memory: what the loop remembers between rounds, as the last `Plan` handed it back; empty after a restart.
+        invalid_bodies: the raw objects behind `invalid`, for their uid, generation and present status. An invalid object
+            without a body is not written to.
+        live_replicas: names of the operator replicas that run; None when unknown (then no entry of `status.gateways[]` is
+            taken for dead).
     """
 
     now: datetime
@@ -144,6 +151,9 @@ class World:
     signals: Signals | None = None
     ledger: Ledger = field(default_factory=Ledger)
     gateways: Mapping[str, GatewayReport] = field(default_factory=dict)
+    memory: LoopMemory = field(default_factory=LoopMemory)
+    invalid_bodies: Mapping[tuple[str, Key], Mapping[str, Any]] = field(default_factory=dict)
+    live_replicas: frozenset[str] | None = None
 
     def tiers_in(self, namespace: str) -> dict[str, ModelTier]:
         """Tier name -> tier of one namespace: a policy's tier references never leave its namespace."""

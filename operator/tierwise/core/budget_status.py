@@ -1,0 +1,243 @@
+"""Budgets in a planning round: what was spent since the last one, and what the status says about it."""
+
+from dataclasses import replace
+from datetime import datetime
+from decimal import Decimal
+
+from tierwise.api.meta import Provenance
+from tierwise.api.namespace_budget import NamespaceBudget
+from tierwise.api.namespace_budget_status import (
+    Checkpoint,
+    LedgerEntry,
+    NamespaceBudgetStatus,
+    PeriodBounds,
+    RungStatus,
+)
+from tierwise.core import budget as calendar
+from tierwise.core import conditions, ledger, tier_status
+from tierwise.core.conditions import Finding
+from tierwise.core.ledger import Account, Entry, TokenPrices, Use
+from tierwise.core.situation import Situation, TierView
+from tierwise.core.world import Key, World
+
+CENT = Decimal("0.01")
+MICRO = Decimal("0.000001")
+
+
+def account(world: World, situation: Situation, budget: NamespaceBudget, known: Account | None) -> Account:
+    """The account at this moment: from memory, else from the checkpoint in the status, else a new one."""
+    start, end = calendar.period(budget.spec.period.value, budget.spec.time_zone, world.now)
+    if known is None:
+        known = _restored(budget, start, end)
+    if known is None:
+        # Nothing tells what was spent before: counting begins now.
+        known = Account(start, end, world.now)
+    if known.start != start:
+        # Up to the period's end in the old account's place, then a new one: spend belongs to the period it falls into.
+        known = Account(start, end, start if known.end == start else world.now)
+    uses = [_use(world, situation, view, budget.spec.currency) for view in situation.tiers.values()]
+    return ledger.accrue(known, uses, world.now, max_gap_seconds=situation.settings.max_gap_seconds)
+
+
+def _restored(budget: NamespaceBudget, start: datetime, end: datetime) -> Account | None:
+    kept, bounds = budget.status.checkpoint, budget.status.period
+    if kept is None or bounds is None or bounds.start != start:
+        return None
+    estimated = budget.status.estimated or Decimal(0)
+    entries = {
+        entry.tier: Entry(
+            replica_seconds=entry.replica_seconds or Decimal(0),
+            input_tokens=Decimal((entry.input_tokens or 0) + (entry.cached_input_tokens or 0)),
+            cached_input_tokens=Decimal(entry.cached_input_tokens or 0),
+            output_tokens=Decimal(entry.output_tokens or 0),
+            cost=entry.cost,
+            counted_until=kept.time,
+        )
+        for entry in kept.entries
+    }
+    rung = budget.status.rung
+    return Account(
+        start,
+        end,
+        kept.time,
+        checkpoint=kept.time,
+        entries=entries,
+        rung=rung.at_percent if rung is not None else None,
+        since=budget.status.since,
+        # A checkpoint's costs are sums: what of them is estimated is known for the whole only.
+        before=(-estimated, estimated),
+    )
+
+
+def _use(world: World, situation: Situation, view: TierView, currency: str) -> Use:
+    inside, outside = view.tier.spec.in_cluster, view.tier.spec.external
+    same = tier_status.currency(view) == currency
+    reading = world.signals.usage.get((situation.namespace, view.name)) if world.signals is not None else None
+    if outside is not None:
+        price = outside.price if same else None
+        return Use(
+            view.name,
+            external=True,
+            token_prices=TokenPrices(
+                price.input_per_million_tokens,
+                # Without a price of its own, cached input costs what input does: never less than the bill.
+                price.input_per_million_tokens
+                if price.cached_input_per_million_tokens is None
+                else price.cached_input_per_million_tokens,
+                price.output_per_million_tokens,
+            )
+            if price is not None
+            else None,
+            reading=reading,
+        )
+    return Use(
+        view.name,
+        replicas=view.existing,
+        most_replicas=max(view.existing, inside.replicas.max if inside is not None else 0),
+        price_per_hour=view.price_per_hour if same else None,
+        reading=reading,
+    )
+
+
+def climbed(budget: NamespaceBudget, held: Account, now: datetime) -> Account:
+    """The account with the rung that its spend has reached."""
+    percent = 100 * ledger.spend(held).total / budget.spec.ceiling
+    steps = [step.at_percent for step in budget.spec.ladder]
+    reached = calendar.rung(percent, steps, held.rung)
+    if reached == held.rung:
+        return held
+    return replace(held, rung=reached, since=now.replace(microsecond=0) if reached is not None else None)
+
+
+def status(
+    world: World, situation: Situation, budget: NamespaceBudget, held: Account
+) -> tuple[NamespaceBudgetStatus, Account]:
+    """The status that a budget should have now, and the account, which knows when it was written.
+
+    Figures are written at most every five minutes, and when the rung, the period or the spec changes.
+    """
+    before, generation = budget.status, budget.metadata.generation
+    bounds = PeriodBounds(start=held.start, end=held.end)
+    found = findings(world, budget, held)
+    rung = next((step for step in budget.spec.ladder if step.at_percent == held.rung), None)
+    shown = before.rung.at_percent if before.rung is not None else None
+    age = (world.now - held.checkpoint).total_seconds() if held.checkpoint is not None else None
+    due = (
+        age is None
+        or age >= calendar.CHECKPOINT_SECONDS
+        or before.period != bounds
+        or before.observed_generation != generation
+        or shown != held.rung
+    )
+    settled = conditions.settle(found, before.conditions, generation=generation, now=world.now)
+    if not due:
+        return before.model_copy(update={"conditions": settled}), held
+    entries = tuple(_entry(name, entry) for name, entry in sorted(held.entries.items()))
+    if (
+        before.checkpoint is not None
+        and before.checkpoint.entries == entries
+        and _says(before, bounds, held, generation)
+    ):
+        # Nothing was spent: the old checkpoint still says all.
+        return before.model_copy(update={"conditions": settled}), replace(held, checkpoint=world.now)
+    spent = ledger.spend(held)
+    ahead = calendar.forecast(
+        spent.total, start=held.start, end=held.end, now=world.now, cost_per_hour=_rate(situation, budget)
+    )
+    written = NamespaceBudgetStatus(
+        observed_generation=generation,
+        conditions=settled,
+        period=bounds,
+        spent=_cents(spent.total),
+        measured=_cents(spent.counted),
+        estimated=_cents(spent.estimated),
+        forecast=_cents(ahead.expected) if ahead is not None else None,
+        forecast_low=_cents(ahead.low) if ahead is not None else None,
+        forecast_high=_cents(ahead.high) if ahead is not None else None,
+        remaining=_cents(budget.spec.ceiling - spent.total),
+        currency=budget.spec.currency,
+        rung=RungStatus(at_percent=rung.at_percent, action=rung.action) if rung is not None else None,
+        since=held.since,
+        unknown=_unknown(held),
+        checkpoint=Checkpoint(time=world.now.replace(microsecond=0), entries=entries),
+    )
+    return written, replace(held, checkpoint=world.now)
+
+
+def _says(before: NamespaceBudgetStatus, bounds: PeriodBounds, held: Account, generation: int) -> bool:
+    shown = before.rung.at_percent if before.rung is not None else None
+    return before.period == bounds and before.observed_generation == generation and shown == held.rung
+
+
+def findings(world: World, budget: NamespaceBudget, held: Account) -> tuple[Finding, ...]:
+    """Ready, and SpendUnknown where something has no price or no usage."""
+    invalid = world.invalid.get(("NamespaceBudget", Key(budget.metadata.namespace, budget.metadata.name)))
+    if invalid is not None:
+        return (conditions.not_ready("InvalidSpec", f"the last valid spec stays in effect; {invalid}"),)
+    found = [conditions.ready("Counting", "spend is counted")]
+    missing = _unknown(held)
+    if missing:
+        found.append(
+            Finding(
+                conditions.SPEND_UNKNOWN,
+                True,
+                "PriceOrUsageUnknown",
+                f"not in the sum: {'; '.join(missing)}. Set spec.*.price in the budget's currency "
+                f"({budget.spec.currency})",
+            )
+        )
+    return tuple(found)
+
+
+def _unknown(held: Account) -> tuple[str, ...]:
+    return tuple(f"tier {name}: no price in this currency for what it used" for name in ledger.spend(held).unknown)[:64]
+
+
+def _rate(situation: Situation, budget: NamespaceBudget) -> Decimal | None:
+    """Cost per hour of the namespace now; None when a part of it is unknown."""
+    total = Decimal(0)
+    for view in situation.tiers.values():
+        per_hour = tier_status.tier_cost(situation, view).per_hour
+        if per_hour is None or tier_status.currency(view) != budget.spec.currency:
+            return None
+        total += per_hour
+    return total
+
+
+def _cents(value: Decimal) -> Decimal:
+    return value.quantize(CENT)
+
+
+def _entry(name: str, entry: Entry) -> LedgerEntry:
+    cost: Decimal | None = None
+    if entry.cost is not None or entry.estimated_cost is not None:
+        cost = ((entry.cost or Decimal(0)) + (entry.estimated_cost or Decimal(0))).quantize(MICRO)
+    estimated = bool(entry.estimated_cost) or bool(entry.estimated_replica_seconds)
+    return LedgerEntry(
+        tier=name,
+        replica_seconds=(entry.replica_seconds + entry.estimated_replica_seconds).quantize(Decimal("0.001")) or None,
+        input_tokens=int(entry.input_tokens - entry.cached_input_tokens) or None,
+        cached_input_tokens=int(entry.cached_input_tokens) or None,
+        output_tokens=int(entry.output_tokens) or None,
+        cost=cost,
+        provenance=Provenance.ESTIMATED if estimated else Provenance.MEASURED,
+    )
+
+
+def notice(budget: NamespaceBudget, before: Account | None, held: Account) -> tuple[str, str] | None:
+    """Reason and note of the event for a rung that was just reached; None when there is none."""
+    previous = before.rung if before is not None else None
+    if held.rung is None or held.rung <= (previous or -1):
+        return None
+    if before is None and budget.status.rung is not None and budget.status.rung.at_percent == held.rung:
+        return None
+    step = next(step for step in budget.spec.ladder if step.at_percent == held.rung)
+    spent = ledger.spend(held)
+    text = (
+        f"spent {_cents(spent.total)} of {budget.spec.ceiling} {budget.spec.currency} "
+        f"({_cents(spent.counted)} measured, {_cents(spent.estimated)} estimated) in the period until "
+        f"{held.end:%Y-%m-%dT%H:%M:%SZ}: {held.rung}% is reached"
+    )
+    if step.action.value != "Notify":
+        text += f"; action {step.action.value} is recorded, this version only notifies"
+    return "CeilingRung", text

@@ -1,0 +1,61 @@
+"""What the loop remembers between rounds. The shell keeps it in memory and hands it back; it is never stored.
+
+After a restart it is empty, and the loop starts conservatively: nothing scales down or moves back before the history covers its
+windows again, and capacity starts from what the tier's status says.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from tierwise.core.capacity import Capacity
+from tierwise.core.damping import LastMove
+from tierwise.core.demand import History
+from tierwise.core.signals import ClassKey, TierKey
+
+
+@dataclass(frozen=True, slots=True)
+class IdleLatency:
+    """Latency of one class on one tier, smoothed 95th percentiles in seconds; None when unknown.
+
+    For an in-cluster tier the values are scaled back to an idle replica. `time` is when one was last measured.
+    """
+
+    time: datetime
+    ttfb_seconds: float | None = None
+    latency_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClassMemory:
+    """Demand, last move and latencies (by tier) of one class."""
+
+    history: History = field(default_factory=History)
+    last_move: LastMove | None = None
+    latency: Mapping[str, IdleLatency] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TierMemory:
+    """Capacity and last change of replicas of one in-cluster tier."""
+
+    capacity: Capacity | None = None
+    last_scale: LastMove | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoopMemory:
+    """All of it.
+
+    Attributes:
+        started: first round of this process, aware UTC.
+        signals_time: when the newest answer of Prometheus that was learnt from was asked.
+        classes, tiers: by key.
+        pending_since: namespace -> since when gateways have not acknowledged the present configuration.
+    """
+
+    started: datetime | None = None
+    signals_time: datetime | None = None
+    classes: Mapping[ClassKey, ClassMemory] = field(default_factory=dict)
+    tiers: Mapping[TierKey, TierMemory] = field(default_factory=dict)
+    pending_since: Mapping[str, datetime] = field(default_factory=dict)

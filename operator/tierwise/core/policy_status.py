@@ -1,0 +1,408 @@
+"""What a RoutingPolicy's status says: whether it is served, the weights and why, what it saves, the last decision."""
+
+import hashlib
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+from tierwise.api.meta import Provenance
+from tierwise.api.routing_policy import RebalanceMode, RoutingPolicy
+from tierwise.api.routing_policy_status import (
+    Binding,
+    ClassStatus,
+    DecisionInput,
+    DecisionOption,
+    GatewayStatus,
+    RoutingPolicyStatus,
+    Saving,
+    TierWeight,
+)
+from tierwise.api.routing_policy_status import (
+    Decision as DecisionStatus,
+)
+from tierwise.core import capacity, conditions, sensitivity, tier_status
+from tierwise.core.claims import Claims
+from tierwise.core.conditions import Finding
+from tierwise.core.decide import ClassOutcome, Decision
+from tierwise.core.situation import ClassView, Situation
+from tierwise.core.world import GatewayReport, Key, World
+
+_BINDINGS = {
+    "": Binding.NONE,
+    "Capacity": Binding.CAPACITY,
+    "Clearance": Binding.CLEARANCE,
+    "Floor": Binding.QUALITY_FLOOR,
+    "Objective": Binding.OBJECTIVE,
+    "WeightBounds": Binding.LIMITS,
+}
+WANTED_MOVE_PERCENT = 5
+"""A wanted weight (mode Recommend) is shown anew when it differs by this much: a status is no time series."""
+
+
+def status(
+    world: World, situation: Situation, decision: Decision, policy: RoutingPolicy, claims: Claims, *, grace_over: bool
+) -> RoutingPolicyStatus:
+    """The status that a policy should have now, without `gateways` (each replica writes its own).
+
+    Args:
+        world: of this round.
+        situation: the policy's namespace in it.
+        decision: about that namespace.
+        policy: whose.
+        claims: who owns which name.
+        grace_over: gateways had their time to acknowledge the present configuration.
+    """
+    key = Key(policy.metadata.namespace, policy.metadata.name)
+    before, generation = policy.status, policy.metadata.generation
+    outcomes = [decision.classes[key.namespace, key.name, spec.name] for spec in policy.spec.classes]
+    moved = any(outcome.moved for outcome in outcomes)
+    found = findings(world, situation, policy, claims, grace_over=grace_over)
+    classes = tuple(_class(outcome, before, generation, world.now) for outcome in outcomes)
+    saving = before.saving
+    if moved or decision.moved or (saving is None and _measured(outcomes)):
+        saving = _saving(situation, outcomes, policy) or before.saving
+    return RoutingPolicyStatus(
+        observed_generation=generation,
+        conditions=conditions.settle(found, before.conditions, generation=generation, now=world.now),
+        classes=classes,
+        saving=saving,
+        decision=_decision(situation, decision, outcomes, world.now)
+        if _concerns(decision, outcomes)
+        else before.decision,
+    )
+
+
+def _measured(outcomes: list[ClassOutcome]) -> bool:
+    return any(
+        o.view.demand is not None and o.view.demand.tokens_known and o.view.missing is None and o.view.demand.now > 0
+        for o in outcomes
+    )
+
+
+def _concerns(decision: Decision, outcomes: list[ClassOutcome]) -> bool:
+    """Whether something of the policy moved: its weights, or replicas of a tier that it uses."""
+    tiers = {name for outcome in outcomes for name in outcome.view.allowed}
+    return any(o.moved for o in outcomes) or any(decision.tiers[t].moved for t in tiers if t in decision.tiers)
+
+
+def findings(
+    world: World, situation: Situation, policy: RoutingPolicy, claims: Claims, *, grace_over: bool
+) -> tuple[Finding, ...]:
+    """Ready, MetricsStale, Stalled, Reconciling."""
+    key = Key(policy.metadata.namespace, policy.metadata.name)
+    views = [view for view in situation.classes if view.key[1] == key.name]
+    found = [_ready(world, situation, policy, claims, views, grace_over=grace_over)]
+    stale = [
+        view
+        for view in views
+        if view.missing is not None and view.mode is RebalanceMode.AUTO and not policy.spec.suspend
+    ]
+    # The first answer of Prometheus takes a moment: what was never known is not stale yet.
+    waited = world.memory.started is not None and world.now - world.memory.started > timedelta(
+        seconds=situation.settings.max_age_seconds
+    )
+    if stale and (waited or (world.signals is not None and world.signals.error)):
+        found.append(
+            Finding(
+                conditions.METRICS_STALE,
+                True,
+                "SignalsMissing",
+                f"class {stale[0].spec.name}: weights and replicas stay as they are until signals are back",
+            )
+        )
+    return tuple(found)
+
+
+def _ready(
+    world: World,
+    situation: Situation,
+    policy: RoutingPolicy,
+    claims: Claims,
+    views: list[ClassView],
+    *,
+    grace_over: bool,
+) -> Finding:
+    key = Key(policy.metadata.namespace, policy.metadata.name)
+    invalid = world.invalid.get(("RoutingPolicy", key))
+    if invalid is not None:
+        return conditions.not_ready("InvalidSpec", f"the last valid spec stays in effect; {invalid}")
+    lost = claims.conflicts_of(key)
+    if lost:
+        reason = "ModelNameTaken" if any(c.field == "models" for c in lost) else "HostnameTaken"
+        return conditions.not_ready(reason, "; ".join(conflict.message for conflict in lost))
+    problem = _class_problem(situation, views)
+    return problem if problem is not None else _gateways(world, policy, grace_over=grace_over)
+
+
+def _class_problem(situation: Situation, views: list[ClassView]) -> Finding | None:
+    for view in views:
+        name = view.spec.name
+        if view.unknown:
+            return conditions.not_ready(
+                "TierNotFound",
+                f"class {name}: ModelTier {', '.join(view.unknown)} does not exist in this namespace: create it, or "
+                "take it out of spec.classes[].tiers",
+            )
+        if not view.allowed:
+            return conditions.not_ready(
+                "NoClearedTier",
+                f"class {name}: no tier is cleared for {sensitivity.effective(view.policy, view.spec).value} requests; "
+                "they are answered 403. Add a tier with that clearance",
+            )
+        if not any(_takes_requests(situation, tier) for tier in view.allowed):
+            return conditions.not_ready(
+                "NoReadyTier", f"class {name}: none of {', '.join(view.allowed)} takes requests"
+            )
+    return None
+
+
+def _takes_requests(situation: Situation, name: str) -> bool:
+    tier = situation.tiers[name]
+    return tier.usable if tier.external else tier.ready >= 1
+
+
+def _gateways(world: World, policy: RoutingPolicy, *, grace_over: bool) -> Finding:
+    entries = gateways(world, policy)
+    refused = [entry for entry in entries if entry.refused]
+    if refused:
+        return conditions.not_ready(
+            "EnvoyRefused", f"gateways keep the last good configuration; Envoy says: {refused[0].message or 'nothing'}"
+        )
+    connected = sum(entry.connected for entry in entries)
+    if not connected:
+        return conditions.not_ready("NoGateway", "no gateway is connected to any operator replica")
+    if any(entry.acknowledged < entry.connected for entry in entries) and grace_over:
+        return conditions.not_ready("Pending", "some gateways have not acknowledged the configuration yet")
+    before = next((c for c in policy.status.conditions if c.type == conditions.READY), None)
+    pending = any(entry.acknowledged < entry.connected for entry in entries)
+    if pending and (before is None or before.reason != "Serving"):
+        return conditions.not_ready("Pending", "some gateways have not acknowledged the configuration yet")
+    return conditions.ready("Serving", "every connected gateway serves the present configuration")
+
+
+def gateways(world: World, policy: RoutingPolicy) -> tuple[GatewayStatus, ...]:
+    """What all live replicas say of their gateways: this replica's newest word, the others' from the status."""
+    namespace = policy.metadata.namespace
+    own = world.gateways.get(namespace)
+    others = [
+        entry
+        for entry in policy.status.gateways
+        if entry.name != world.replica and (world.live_replicas is None or entry.name in world.live_replicas)
+    ]
+    mine = [gateway(world, own, None)] if own is not None else []
+    return tuple(sorted((*mine, *others), key=lambda entry: entry.name))
+
+
+def gateway(world: World, report: GatewayReport, before: GatewayStatus | None) -> GatewayStatus:
+    """This replica's entry; its time moves only when something else of it does."""
+    made = GatewayStatus(
+        name=world.replica,
+        hash=report.wanted_hash or None,
+        connected=report.connected,
+        acknowledged=report.acknowledged,
+        refused=report.refused,
+        message=report.message[:2048] or None,
+    )
+    same = before is not None and before.model_copy(update={"last_transition_time": None}) == made
+    moment = before.last_transition_time if same and before is not None else world.now.replace(microsecond=0)
+    return made.model_copy(update={"last_transition_time": moment})
+
+
+def _class(outcome: ClassOutcome, before: RoutingPolicyStatus, generation: int, now: datetime) -> ClassStatus:
+    view = outcome.view
+    old = next((c for c in before.classes if c.name == view.spec.name), None)
+    needed = sensitivity.effective(view.policy, view.spec)
+    names = [ref.name for ref in view.spec.tiers if ref.name in view.allowed]
+    shown = {w.tier: w.percent for w in old.weights} if old is not None else {}
+    weights = {name: outcome.weights.get(name, 0) for name in names}
+    made = ClassStatus(
+        name=view.spec.name,
+        sensitivity=needed,
+        weights=tuple(
+            TierWeight(
+                tier=name,
+                percent=weights[name],
+                wanted=outcome.wanted.get(name, 0) if dict(outcome.wanted) != dict(outcome.weights) else None,
+            )
+            for name in names
+        ),
+        binding=_binding(outcome),
+        reason=outcome.reason,
+        message=outcome.message[:2048],
+        last_move_time=now.replace(microsecond=0) if outcome.moved else (old.last_move_time if old else None),
+    )
+    if old is None or outcome.moved or before.observed_generation != generation or shown != weights:
+        return made
+    if old.sensitivity != needed or (
+        (old.reason in _STATES or outcome.reason in _STATES) and old.reason != outcome.reason
+    ):
+        return made
+    if view.mode is RebalanceMode.RECOMMEND and _differs(old, outcome.wanted):
+        return made
+    return old
+
+
+# Reasons that name a state of the policy and not an outcome of a round; going in or out of one is shown at once.
+_STATES = {"MetricsStale", "Suspended", "Manual", "Recommend", "NoDemand"}
+
+
+def _differs(old: ClassStatus, wanted: Mapping[str, int]) -> bool:
+    shown = {w.tier: w.percent if w.wanted is None else w.wanted for w in old.weights}
+    return any(abs(shown.get(tier, 0) - percent) >= WANTED_MOVE_PERCENT for tier, percent in wanted.items())
+
+
+def _binding(outcome: ClassOutcome) -> Binding:
+    if outcome.reason == "MetricsStale":
+        return Binding.STALE
+    if outcome.reason in {"Manual", "Suspended", "Recommend"}:
+        return Binding.MANUAL
+    if outcome.moved and dict(outcome.wanted) != dict(outcome.weights):
+        return Binding.STEP
+    return _BINDINGS.get(outcome.binding, Binding.NONE)
+
+
+def _saving(situation: Situation, outcomes: list[ClassOutcome], policy: RoutingPolicy) -> Saving | None:
+    """Cost of the policy's requests against all of them on the reference tier; None when either is unknown."""
+    reference = policy.spec.reference_tier
+    if reference is None or reference not in situation.tiers:
+        return None
+    money = {tier_status.currency(situation.tiers[n]) for o in outcomes for n in o.view.allowed} - {None}
+    cost = _policy_cost(situation, outcomes)
+    base = _reference_cost(situation, outcomes, reference)
+    if cost is None or base is None or len(money) != 1 or cost <= 0:
+        return None
+    return Saving(
+        cost_per_hour=_cents(cost),
+        reference_cost_per_hour=_cents(base),
+        factor=Decimal(f"{base / cost:.2f}"),
+        provenance=Provenance.ESTIMATED,
+        currency=str(next(iter(money))),
+    )
+
+
+def _cents(value: float) -> Decimal:
+    return Decimal(f"{value:.2f}")
+
+
+def _load_on(view: ClassView, tier: str, weights: Mapping[str, int]) -> float:
+    if view.demand is None:
+        return 0.0
+    return view.demand.now * weights.get(tier, 0) / 100 * view.demand.units_on(tier)
+
+
+def _policy_cost(situation: Situation, outcomes: list[ClassOutcome]) -> float | None:
+    """Tokens at providers, and the policy's share of each in-cluster tier by work (evenly where nothing runs)."""
+    total = 0.0
+    for name in sorted({tier for o in outcomes for tier in o.view.allowed}):
+        view = situation.tiers[name]
+        if view.external:
+            for outcome in outcomes:
+                demand = outcome.view.demand
+                if demand is None:
+                    return None
+                each = view.cost_per_request(*demand.tokens_on(name))
+                if each is None:
+                    return None
+                total += 3600 * demand.now * outcome.weights.get(name, 0) / 100 * each
+            continue
+        if view.price_per_hour is None:
+            return None
+        own = sum(_load_on(o.view, name, o.weights) for o in outcomes)
+        everyone = sum(_load_on(v, name, v.weights) for v in situation.users(name))
+        policies = {v.key[1] for v in situation.users(name)}
+        share = min(1.0, own / everyone) if everyone > 0 else 1 / max(1, len(policies))
+        total += share * float(view.price_per_hour) * view.existing
+    return total
+
+
+def _reference_cost(situation: Situation, outcomes: list[ClassOutcome], reference: str) -> float | None:
+    view = situation.tiers[reference]
+    if view.external:
+        total = 0.0
+        for outcome in outcomes:
+            demand = outcome.view.demand
+            each = view.cost_per_request(*demand.tokens_on(reference)) if demand is not None else None
+            if demand is None or each is None:
+                return None
+            total += 3600 * demand.now * each
+        return total
+    if view.capacity is None or view.price_per_hour is None:
+        return None
+    load, limit = 0.0, 1.0
+    for outcome in outcomes:
+        if outcome.view.demand is None:
+            return None
+        load += outcome.view.demand.now * outcome.view.demand.units_on(reference) / view.capacity.saturation
+        limit = min(limit, capacity.utilisation_limit(view.capacity, outcome.view.objective) or 0.5)
+    replicas = max(1, -int(-load // (limit * situation.settings.headroom)))
+    return replicas * float(view.price_per_hour)
+
+
+def _decision(situation: Situation, decision: Decision, outcomes: list[ClassOutcome], now: datetime) -> DecisionStatus:
+    """The record of a decision that moved something of the policy."""
+    moved = [outcome for outcome in outcomes if outcome.moved]
+    used = {name for outcome in outcomes for name in outcome.view.allowed}
+    scaled = [decision.tiers[name] for name in sorted(used) if name in decision.tiers and decision.tiers[name].moved]
+    parts = [f"class {o.view.spec.name}: {o.message}" for o in moved] + [
+        f"tier {t.view.name}: {t.message}" for t in scaled
+    ]
+    inputs = _inputs(situation, outcomes, sorted(used), now)
+    options = tuple(
+        DecisionOption(
+            name=option.name,
+            cost_per_hour=Decimal(f"{option.cost_per_hour:.2f}"),
+            feasible=option.feasible,
+            reason=(option.why_not[:512] or None) if option.name != "chosen" else "the cheapest that holds",
+        )
+        for option in decision.options[-16:]
+    )
+    text = repr((inputs, options, parts))
+    saving = None
+    if decision.cost_per_hour is not None and decision.stay_cost_per_hour:
+        saving = Decimal(f"{100 * (1 - decision.cost_per_hour / decision.stay_cost_per_hour):.1f}")
+    return DecisionStatus(
+        id=hashlib.sha256(text.encode()).hexdigest()[:16],
+        time=now.replace(microsecond=0),
+        reason=moved[0].reason if moved else "ReplicasMoved",
+        message="; ".join(parts)[:2048],
+        inputs=inputs,
+        options=options,
+        expected_saving_percent=saving,
+    )
+
+
+def _inputs(
+    situation: Situation, outcomes: list[ClassOutcome], tiers: list[str], now: datetime
+) -> tuple[DecisionInput, ...]:
+    inputs: list[DecisionInput] = []
+    for outcome in outcomes:
+        demand, history = outcome.view.demand, outcome.view.memory.history
+        age = int((now - history.samples[-1][0]).total_seconds()) if history.samples else None
+        name = f"class/{outcome.view.spec.name}/requestsPerSecond"
+        value = Decimal(f"{demand.now:.3f}") if demand is not None else None
+        inputs.append(DecisionInput(name=name, value=value, provenance=Provenance.MEASURED, age_seconds=age))
+        if demand is not None:
+            inputs.append(
+                DecisionInput(
+                    name=f"class/{outcome.view.spec.name}/plannedRequestsPerSecond",
+                    value=Decimal(f"{demand.ahead:.3f}"),
+                    provenance=Provenance.ESTIMATED,
+                )
+            )
+    for name in tiers:
+        view = situation.tiers[name]
+        if view.capacity is not None:
+            rate = tier_status.safe_rate(situation, view, view.capacity)
+            inputs.append(
+                DecisionInput(
+                    name=f"tier/{name}/requestsPerSecondPerReplica",
+                    value=Decimal(f"{rate:.3f}"),
+                    provenance=Provenance(view.capacity.provenance.capitalize()),
+                )
+            )
+            inputs.append(
+                DecisionInput(
+                    name=f"tier/{name}/readyReplicas", value=Decimal(view.ready), provenance=Provenance.MEASURED
+                )
+            )
+    return tuple(inputs[:64])
