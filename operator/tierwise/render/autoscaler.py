@@ -30,14 +30,17 @@ _BEHAVIOR: dict[str, Any] = {
 }
 
 
-def autoscaler(tier: ModelTier, spec: InCluster, bounds: ReplicaBounds) -> Manifest:
+def autoscaler(
+    tier: ModelTier, spec: InCluster, bounds: ReplicaBounds, prometheus_url: str = DEFAULT_PROMETHEUS
+) -> Manifest:
     """The object that moves replicas between the loop's bounds.
 
-    Its minimum is at least 1: the operator itself takes the steps between 0 and 1.
+    Its minimum is at least 1: the operator itself takes the steps between 0 and 1, and an autoscaler leaves alone a
+    Deployment that has 0 replicas.
     """
     low, high = max(1, bounds.min), max(1, bounds.min, bounds.max)
     if spec.autoscaling.provider is AutoscalingProvider.KEDA:
-        return _scaled_object(tier, spec, low, high)
+        return _scaled_object(tier, spec, (low, high), prometheus_url, paused=bounds.max == 0)
     return {
         "apiVersion": "autoscaling/v2",
         "kind": "HorizontalPodAutoscaler",
@@ -107,8 +110,13 @@ def _rules(rules: ScalingRules) -> dict[str, Any]:
     return out
 
 
-def _scaled_object(tier: ModelTier, spec: InCluster, low: int, high: int) -> Manifest:
-    """KEDA makes the HorizontalPodAutoscaler; the operator owns the ScaledObject alone, so no two objects disagree."""
+def _scaled_object(
+    tier: ModelTier, spec: InCluster, bounds: tuple[int, int], prometheus_url: str, *, paused: bool
+) -> Manifest:
+    """KEDA makes the HorizontalPodAutoscaler; the operator owns the ScaledObject alone, so no two objects disagree.
+
+    KEDA raises a Deployment with 0 replicas to its minimum at once: it is paused while the tier is at zero on purpose.
+    """
     name, namespace = labels.name_of(tier), tier.metadata.namespace
     if spec.autoscaling.signal is ScalingSignal.CPU:
         trigger: dict[str, Any] = {
@@ -121,20 +129,23 @@ def _scaled_object(tier: ModelTier, spec: InCluster, low: int, high: int) -> Man
         trigger = {
             "metadata": {
                 "query": f'sum({{__name__="{metric}",namespace="{namespace}",tierwise_tier="{name}"}})',
-                "serverAddress": DEFAULT_PROMETHEUS,
-                "threshold": str(engines.scaling_target(spec)),
+                "serverAddress": prometheus_url,
+                "threshold": format(engines.scaling_target(spec), "f"),
             },
             "metricType": "AverageValue",
             "type": "prometheus",
         }
+    metadata = labels.metadata(tier)
+    if paused:
+        metadata["annotations"] = {"autoscaling.keda.sh/paused-replicas": "0"}
     return {
         "apiVersion": "keda.sh/v1alpha1",
         "kind": "ScaledObject",
-        "metadata": labels.metadata(tier),
+        "metadata": metadata,
         "spec": {
             "advanced": {"horizontalPodAutoscalerConfig": {"behavior": _behavior(spec)}},
-            "maxReplicaCount": high,
-            "minReplicaCount": low,
+            "maxReplicaCount": bounds[1],
+            "minReplicaCount": bounds[0],
             "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name},
             "triggers": [trigger],
         },

@@ -2,30 +2,30 @@
 
 from typing import Any
 
-from tierwise.api.in_cluster import Engine, EnvVar, InCluster
+from tierwise.api.in_cluster import InCluster
 from tierwise.api.model_tier import ModelTier
 from tierwise.core import engines
 from tierwise.core.plan import Manifest
+from tierwise.render import engines as presets
 from tierwise.render import labels, merge
 
 CONTAINER = "engine"
-# Envoy sees an EndpointSlice change within milliseconds; other clients and slow kubelets need longer. New requests stop
-# first, then the engine is told to stop.
-DRAIN_SECONDS = 10
 _PROBE_PERIOD_SECONDS = 5
 # Loading weights varies with disks and networks: three times the stated start-up, and never under five minutes.
 _STARTUP_MARGIN = 3
 _STARTUP_MIN_SECONDS = 300
-# Writable places that engines expect, since the image may be owned by another user: caches, locks, shared memory.
-_SCRATCH = (("cache", "/.cache", None), ("shm", "/dev/shm", "Memory"), ("tmp", "/tmp", None))  # noqa: S108 - in the Pod
 
 
 def deployment(tier: ModelTier, spec: InCluster) -> Manifest:
-    """The tier's Deployment, without `spec.replicas`: those are the autoscaler's."""
+    """The tier's Deployment, without `spec.replicas`: those are the autoscaler's.
+
+    A roll-out starts one new replica before an old one goes, so it needs room for one more.
+    """
     template: dict[str, Any] = {"metadata": _pod_metadata(tier, spec), "spec": _pod_spec(tier, spec)}
+    # The selector must go on matching, whatever the overlay says. An overlay of the wrong shape stays as it is: the API
+    # server refuses it with better words than ours.
     template = merge.overlay(template, spec.pod_template.thaw())
-    # The selector must go on matching, whatever the overlay says.
-    template["metadata"]["labels"] |= labels.selector(tier)
+    template = merge.overlay(template, {"metadata": {"labels": labels.selector(tier)}})
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -52,14 +52,19 @@ def _pod_metadata(tier: ModelTier, spec: InCluster) -> dict[str, Any]:
 
 
 def _pod_spec(tier: ModelTier, spec: InCluster) -> dict[str, Any]:
+    user = presets.user(spec)
     return {
         "automountServiceAccountToken": False,
         "containers": [_container(tier, spec)],
+        # A Service named `vllm` would set VLLM_PORT to an address, which vLLM then takes for its port.
+        "enableServiceLinks": False,
         "securityContext": {
-            "fsGroup": 1000,
-            "runAsGroup": 1000,
+            "fsGroup": user,
+            # Walking through a volume full of weights at each start takes minutes.
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "runAsGroup": user,
             "runAsNonRoot": True,
-            "runAsUser": 1000,
+            "runAsUser": user,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "terminationGracePeriodSeconds": spec.termination_grace_period_seconds,
@@ -73,17 +78,16 @@ def _pod_spec(tier: ModelTier, spec: InCluster) -> dict[str, Any]:
             for key in ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
         ],
         "volumes": [
-            {"emptyDir": {"medium": medium} if medium else {}, "name": name} for name, _path, medium in _SCRATCH
+            {"emptyDir": {"medium": medium} if medium else {}, "name": name} for name, _path, medium in presets.SCRATCH
         ],
     }
 
 
 def _container(tier: ModelTier, spec: InCluster) -> dict[str, Any]:
     container: dict[str, Any] = {
-        "args": [*_preset_args(tier, spec), *spec.args],
-        "env": _env(spec),
+        "args": presets.arguments(tier, spec),
+        "env": presets.environment(spec),
         "image": spec.image,
-        "lifecycle": {"preStop": {"sleep": {"seconds": _drain_seconds(spec)}}},
         "livenessProbe": {
             **_http_get(spec),
             # Gentle: a busy engine answers late, and a restart costs minutes of start-up.
@@ -99,6 +103,7 @@ def _container(tier: ModelTier, spec: InCluster) -> dict[str, Any]:
             "periodSeconds": _PROBE_PERIOD_SECONDS,
             "timeoutSeconds": 3,
         },
+        # The root file system stays writable: engines compile kernels beside their own packages.
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
@@ -111,64 +116,15 @@ def _container(tier: ModelTier, spec: InCluster) -> dict[str, Any]:
             "periodSeconds": 1,
             "timeoutSeconds": 3,
         },
-        "volumeMounts": [{"mountPath": path, "name": name} for name, path, _medium in _SCRATCH],
+        "volumeMounts": [{"mountPath": path, "name": name} for name, path, _medium in presets.SCRATCH],
     }
+    if pause := presets.drain_seconds(spec):
+        container["lifecycle"] = {"preStop": {"sleep": {"seconds": pause}}}
     if spec.command:
         container["command"] = list(spec.command)
     if resources := _resources(spec):
         container["resources"] = resources
     return container
-
-
-def _preset_args(tier: ModelTier, spec: InCluster) -> list[str]:
-    """Arguments after the official image's entry point; with a command of the user's there is no preset.
-
-    Sources: vLLM `vllm serve --help` (image entry point `vllm serve`), SGLang `python -m sglang.launch_server --help`,
-    llama.cpp tools/server/README.md (image entry point `llama-server`).
-    """
-    source = spec.model_source or tier.spec.model
-    served, port = tier.spec.model, str(engines.port(spec))
-    if spec.command:
-        return []
-    match spec.engine:
-        case Engine.VLLM:
-            return [f"--model={source}", f"--served-model-name={served}", "--host=0.0.0.0", f"--port={port}"]
-        case Engine.SGLANG:
-            return [
-                "python3",
-                "-m",
-                "sglang.launch_server",
-                f"--model-path={source}",
-                f"--served-model-name={served}",
-                "--host=0.0.0.0",
-                f"--port={port}",
-                "--enable-metrics",
-            ]
-        case Engine.LLAMA_CPP:
-            return [
-                *(["--hf-repo", source] if spec.model_source else []),
-                "--alias",
-                served,
-                "--host",
-                "0.0.0.0",  # noqa: S104 - a Pod's server is reached from other Pods
-                "--port",
-                port,
-                "--metrics",
-            ]
-        case _:
-            return []
-
-
-def _env(spec: InCluster) -> list[dict[str, Any]]:
-    preset = {"HOME": "/tmp"}  # noqa: S108 - a writable home in the Pod, for an image whose user has none
-    variables: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in sorted(preset.items())]
-    return list(merge.overlay(variables, [_variable(v) for v in spec.env], "env"))
-
-
-def _variable(variable: EnvVar) -> dict[str, Any]:
-    if variable.value_from is not None:
-        return {"name": variable.name, "valueFrom": variable.value_from.thaw()}
-    return {"name": variable.name, "value": variable.value or ""}
 
 
 def _resources(spec: InCluster) -> dict[str, Any]:
@@ -187,8 +143,3 @@ def _http_get(spec: InCluster) -> dict[str, Any]:
 def _startup_budget(spec: InCluster) -> int:
     """Seconds that a replica may take to start, also the failure threshold of a probe that runs each second."""
     return max(_STARTUP_MIN_SECONDS, _STARTUP_MARGIN * spec.replicas.startup_seconds)
-
-
-def _drain_seconds(spec: InCluster) -> int:
-    """The pause before SIGTERM, within the grace period."""
-    return max(1, min(DRAIN_SECONDS, spec.termination_grace_period_seconds // 2))

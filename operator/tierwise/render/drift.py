@@ -1,7 +1,8 @@
 """Whether what the API server shows differs from what is wanted, in the fields that are wanted.
 
 The API server adds defaults and rewrites quantities; neither is a difference. Without this the operator would write in
-every round, or never notice that somebody changed an owned object.
+every round, or never notice that somebody changed an owned object. A field that is no longer wanted shows
+by the hash that `children` puts on each object.
 """
 
 import re
@@ -13,21 +14,22 @@ from tierwise.api.scalars import Quantity
 
 Value: TypeAlias = Any  # any JSON value
 
-# Keys by which the API server tells items of these lists apart: extra items in the observed list are not a difference
-# (admission may inject a sidecar or a volume).
-_LIST_KEYS: dict[str, tuple[str, ...]] = {
-    "conditions": ("type",),
-    "containers": ("name",),
-    "env": ("name",),
-    "imagePullSecrets": ("name",),
-    "initContainers": ("name",),
-    "ownerReferences": ("uid",),
-    "ports": ("containerPort", "port", "name"),
-    "topologySpreadConstraints": ("topologyKey",),
-    "volumeMounts": ("mountPath",),
-    "volumes": ("name",),
+# What tells items of these lists apart for the API server (listMapKeys), with the value that an absent part stands for.
+# Extra items in the observed list are no difference: admission may inject a sidecar. The first spelling that
+# all wanted items have counts: `ports` are a container's or a Service's.
+_LIST_KEYS: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {
+    "conditions": ((("type", ""),),),
+    "containers": ((("name", ""),),),
+    "env": ((("name", ""),),),
+    "imagePullSecrets": ((("name", ""),),),
+    "initContainers": ((("name", ""),),),
+    "ownerReferences": ((("uid", ""),),),
+    "ports": ((("containerPort", ""), ("protocol", "TCP")), (("port", ""), ("protocol", "TCP"))),
+    "topologySpreadConstraints": ((("topologyKey", ""), ("whenUnsatisfiable", "")),),
+    "volumeMounts": ((("mountPath", ""),),),
+    "volumes": ((("name", ""),),),
 }
-_QUANTITY_FIELDS = {"averageValue", "limits", "requests", "sizeLimit"}
+_QUANTITY_FIELDS = {"averageValue", "divisor", "limits", "requests", "sizeLimit"}
 _NUMBER = re.compile(r"^[+-]?[0-9]")
 
 
@@ -57,13 +59,17 @@ def _lists_differ(wanted: Value, observed: Value, field: str, *, quantity: bool)
         return bool(wanted)
     if not isinstance(observed, list | tuple):
         return True
-    for key in _LIST_KEYS.get(field, ()):
-        if all(isinstance(item, Mapping) and key in item for item in wanted):
-            seen = {item.get(key): item for item in observed if isinstance(item, Mapping)}
-            return any(_differs(item, seen.get(item[key]), "", quantity=quantity) for item in wanted)
+    for keys in _LIST_KEYS.get(field, ()):
+        if all(isinstance(item, Mapping) and keys[0][0] in item for item in wanted):
+            seen = {_identity(item, keys): item for item in observed if isinstance(item, Mapping)}
+            return any(_differs(item, seen.get(_identity(item, keys)), "", quantity=quantity) for item in wanted)
     if len(wanted) != len(observed):
         return True
     return any(_differs(a, b, "", quantity=quantity) for a, b in zip(wanted, observed, strict=True))
+
+
+def _identity(item: Mapping[str, Value], keys: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    return tuple(str(item.get(name, absent)) for name, absent in keys)
 
 
 def _amount(value: str | int) -> Decimal | str:

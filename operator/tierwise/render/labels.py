@@ -8,6 +8,7 @@ from tierwise.api.model_tier import ModelTier
 MANAGED_BY = "tierwise"
 TIER_LABEL = "tierwise.dev/tier"
 COMPONENT_LABEL = "tierwise.dev/component"
+RENDERED_ANNOTATION = "tierwise.dev/rendered"
 
 
 def name_of(tier: ModelTier) -> str:

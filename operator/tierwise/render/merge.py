@@ -1,6 +1,11 @@
-"""Strategic merge of a user's Pod template overlay, for the list fields that have a merge key in Kubernetes."""
+"""Strategic merge of a user's Pod template overlay: an honest subset of what kubectl does.
 
-from collections.abc import Mapping
+It merges mappings and the lists that have a merge key in the Pod API; null and `$patch: delete` remove. The other
+directives (`$patch: replace`, `$retainKeys`, `$setElementOrder`, `$deleteFromPrimitiveList`) are not known: the API
+server refuses them as unknown fields.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 Value: TypeAlias = Any  # any JSON value
@@ -28,11 +33,11 @@ def overlay(base: Value, patch: Value, field: str = "") -> Value:
     Mappings merge key by key, a null removes the key; lists with a merge key merge by it (`$patch: delete` removes an
     item), other lists and scalars are replaced.
     """
-    if isinstance(base, Mapping) and isinstance(patch, Mapping):
-        return _maps(base, patch)
+    if isinstance(patch, Mapping):
+        return _maps(base if isinstance(base, Mapping) else {}, patch)
     key = MERGE_KEYS.get(field)
-    if key is not None and isinstance(base, list | tuple) and isinstance(patch, list | tuple):
-        return _lists(base, patch, key)
+    if key is not None and isinstance(patch, list | tuple):
+        return _lists(base if isinstance(base, list | tuple) else (), patch, key)
     return patch
 
 
@@ -42,21 +47,19 @@ def _maps(base: Mapping[str, Value], patch: Mapping[str, Value]) -> dict[str, Va
         if value is None:
             merged.pop(name, None)
         else:
-            # A mapping that is new is merged into an empty one, so that its nulls remove nothing instead of staying.
-            merged[name] = overlay(merged.get(name, {}), value, name)
+            merged[name] = overlay(merged.get(name), value, name)
     return merged
 
 
-def _lists(base: list[Value] | tuple[Value, ...], patch: list[Value] | tuple[Value, ...], key: str) -> list[Value]:
+def _lists(base: Sequence[Value], patch: Sequence[Value], key: str) -> list[Value]:
     merged = list(base)
     for item in patch:
-        directive = isinstance(item, Mapping) and item.get("$patch") == "delete"
         at = next((i for i, old in enumerate(merged) if _same_key(old, item, key)), None)
-        if directive:
+        if isinstance(item, Mapping) and item.get("$patch") == "delete":
             if at is not None:
                 del merged[at]
         elif at is None:
-            merged.append(item)
+            merged.append(overlay(None, item))
         else:
             merged[at] = overlay(merged[at], item)
     return merged
