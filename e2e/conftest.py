@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from tierwise.devcluster import cluster as clusters
+from tierwise.devcluster import install
 
 TAIL_LINES = 15
 
@@ -30,6 +31,13 @@ def cluster(request: pytest.FixtureRequest, console: Console) -> Iterator[cluste
             console.print(f"kept: export KUBECONFIG={started.kubeconfig}")
         else:
             started.down()
+
+
+@pytest.fixture(scope="session")
+def platform(cluster: clusters.Cluster) -> clusters.Cluster:
+    """The cluster with Tierwise installed from its chart, as a user would: two operators, two gateways."""
+    install.install(cluster)
+    return cluster
 
 
 def _print_logs(started: clusters.Cluster, console: Console) -> None:

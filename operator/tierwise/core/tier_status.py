@@ -22,8 +22,9 @@ def status(world: World, situation: Situation, decision: Decision, name: str) ->
     generation = view.tier.metadata.generation
     outcome = decision.tiers.get(name)
     first = before.cost is None and before.capacity is None
-    # Figures move with every measurement; in a status they move when a decision does.
-    again = first or decision.moved or before.observed_generation != generation
+    # Figures move with every measurement; in a status they move when a decision does, or the number of replicas.
+    counted = before.replicas is not None and before.replicas.current != view.existing
+    again = first or counted or decision.moved or before.observed_generation != generation
     figures = _figures(situation, view) if again else before
     if first and figures.cost is None and figures.capacity is None:
         figures = before
