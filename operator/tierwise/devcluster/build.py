@@ -102,15 +102,27 @@ def _complete(wanted: Binaries) -> bool:
 
 @contextlib.contextmanager
 def locked(path: Path, console: Console, while_waiting: str) -> Iterator[None]:
-    """Hold a lock file; the kernel frees it when its holder dies."""
+    """Hold a lock file; the kernel frees it when its holder dies. Its holder may remove it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            console.print(while_waiting)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    while True:
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                console.print(while_waiting)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_at(file.fileno(), path):
+                # The holder that was waited for removed it: whoever comes next locks another file of that name.
+                continue
+            yield
+            return
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _build(wanted: Binaries, console: Console) -> None:

@@ -50,8 +50,8 @@ def down(name: str, *, every: bool) -> None:
     names = clusters.running_names() if every else [name]
     try:
         for each in names:
-            clusters.get(each).down()
-            click.echo(f"cluster {each} is gone", err=True)
+            gone = clusters.down(each)
+            click.echo(f"cluster {each} is gone" if gone else f"there is no cluster {each}", err=True)
     except DevClusterError as error:
         raise click.ClickException(str(error)) from error
 

@@ -171,9 +171,14 @@ class Cluster:
         supervisor = self.pid("supervisor")
         statuses = [
             ComponentStatus(
-                "supervisor", supervisor, True, 0, _running_seconds(supervisor), _resident_bytes(supervisor)
+                name="supervisor",
+                pid=supervisor,
+                ready=True,
+                restarts=0,
+                running_seconds=_running_seconds(supervisor),
+                resident_bytes=_resident_bytes(supervisor),
             )
-        ]  # noqa: FBT003, RUF100 - fields in order
+        ]
         for item in answer["components"]:
             pid = int(item["pid"]) or None
             statuses.append(
@@ -207,9 +212,7 @@ class Cluster:
 
     def down(self) -> None:
         """End everything and remove the cluster's folder, logs included."""
-        with contextlib.suppress(NotRunningError):
-            _end(self.pid("supervisor"), self.state)
-        _remove(self.state)
+        down(self.name)
 
     def _ask(self, question: Mapping[str, str], listener: socket.socket | None = None) -> dict[str, Any]:
         message = json.dumps(question).encode()
@@ -238,6 +241,35 @@ def get(name: str = DEFAULT_NAME) -> Cluster:
         raise NotRunningError(f"no cluster {name!r} runs: start it with `tierwise cluster up --name {name}`")
     config = json.loads(state.config.read_text())
     return Cluster(name, state, build.Binaries(Path(config["components"][0]["argv"][0]).parent))
+
+
+def down(name: str = DEFAULT_NAME, console: Console | None = None) -> bool:
+    """End a cluster and remove all that it made, or what a crash left of it; false when there was nothing.
+
+    Raises:
+        DevClusterError: it does not end.
+    """
+    state = State.of(name)
+    with _locked(name, console or Console(stderr=True)):
+        was_there = state.root.exists()
+        _down(state)
+        _lock_file(name).unlink()
+    return was_there
+
+
+def _down(state: State) -> None:
+    pid = _supervisor_pid(state)
+    if pid is not None:
+        _end(pid, state)
+    _remove(state)
+
+
+def _lock_file(name: str) -> Path:
+    return paths.cache_home() / "locks" / name
+
+
+def _locked(name: str, console: Console) -> contextlib.AbstractContextManager[None]:
+    return build.locked(_lock_file(name), console, f"another process starts or ends cluster {name}: waiting for it")
 
 
 def running_names() -> list[str]:
@@ -271,15 +303,9 @@ def up(
         BuildError: the programs could not be built.
         DevClusterError: it did not come up; with the last lines of what failed.
     """
-    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", name):
-        raise DevClusterError(
-            f"{name!r}: a cluster's name is made of lower-case letters, digits and dashes, 40 at most"
-        )
     console = console or Console(stderr=True)
     state = State.of(name)
-    with build.locked(
-        paths.cache_home() / "locks" / name, console, f"another process starts or ends cluster {name}: waiting"
-    ):
+    with _locked(name, console):
         if _runs(state):
             return get(name)
         # What a crash may have left: the supervisor is dead, so nothing else of it lives.
@@ -291,7 +317,7 @@ def up(
             _await_components(cluster, console, began)
             _install(cluster, console, began, scrape_interval if monitoring else None)
         except BaseException:
-            cluster.down()
+            _down(state)
             raise
     return cluster
 
@@ -350,7 +376,11 @@ def _install(cluster: Cluster, console: Console, began: float, scrape_interval: 
     cluster.kubectl("wait", "--for=condition=Ready", "node", components.NODE_NAME, "--timeout=60s")
     console.print(f"  {time.monotonic() - began:5.1f} s  node is ready")
     if scrape_interval is not None:
-        cluster.kubectl("-n", "monitoring", "rollout", "status", "deployment/prometheus", "--timeout=60s")
+        try:
+            cluster.kubectl("-n", "monitoring", "rollout", "status", "deployment/prometheus", "--timeout=60s")
+        except DevClusterError as error:
+            seen = cluster.kubectl("-n", "monitoring", "get", "pods,events", check=False).stdout
+            raise DevClusterError(f"{error}\n{seen}") from error
         console.print(f"  {time.monotonic() - began:5.1f} s  Prometheus is ready")
 
 

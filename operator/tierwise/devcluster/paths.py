@@ -1,6 +1,7 @@
 """Where things are kept, by the XDG base directory conventions."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,10 @@ class State:
     @classmethod
     def of(cls, name: str) -> "State":
         """The files of the cluster of that name, whether it runs or not."""
+        if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", name):
+            raise DevClusterError(
+                f"{name!r}: a cluster's name is made of lower-case letters, digits and dashes, 40 at most"
+            )
         root = clusters_home() / name
         if len(os.fsencode(root)) > MAX_STATE_PATH:
             raise DevClusterError(f"{root} is too long for a Unix socket: choose a shorter name or XDG_STATE_HOME")
