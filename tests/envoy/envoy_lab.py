@@ -24,6 +24,7 @@ from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.core.world import Endpoint, Key, SecretData, World
 from tierwise.render.envoy import bootstrap, gateway
 from tierwise.render.envoy.options import GatewayOptions
+from tierwise.render.envoy.protos import ENDPOINTS
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 REFUSED_PORT = 9  # discard: nothing listens
@@ -295,7 +296,13 @@ class Lab:
 
         def taken() -> bool:
             reports = self.xds.reports().values()
-            return all(
+            addresses = all(
+                stream.session._types[ENDPOINTS].has(found)
+                for stream in self.xds._streams
+                for served in self.xds._catalog.served.values()
+                for found in served.of(ENDPOINTS).values()
+            )
+            return addresses and all(
                 r.connected and r.acknowledged == r.connected and r.served_hash == r.wanted_hash for r in reports
             )
 

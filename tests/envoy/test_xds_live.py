@@ -148,7 +148,7 @@ async def test_a_reconnecting_gateway_gets_only_differences_and_serves_meanwhile
     await lab.xds.start(lab.changes.set)
     seconds = await lab.eventually(lambda: lab.xds.reports()["legal"].acknowledged == 1, seconds=10)
     print(f"reconnected and acknowledged after {seconds:.2f} s")
-    assert [r.name for response in sent for r in response.resources] == []
+    assert [(r.type_url, r.name, r.version) for response in sent for r in response.resources] == []
     assert await lab.count(5) == {"a": 5}
     await lab.settle(both(b, a))
     assert await lab.count(5) == {"b": 5}

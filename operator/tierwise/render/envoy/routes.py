@@ -197,7 +197,7 @@ def _retries(routing_class: RoutingClass) -> dict[str, Any]:
         "retry_host_predicate": [
             extension("previous_hosts", "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate")
         ],
-        "host_selection_retry_max_attempts": 5,
+        "host_selection_retry_max_attempts": 30,  # draws, of two hosts at random: the one that failed may come up again
     }
     if FallbackReason.RATE_LIMITED in fallback.when:
         policy["retriable_status_codes"] = [429]
