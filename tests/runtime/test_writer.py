@@ -62,6 +62,21 @@ async def test_the_same_again_is_not_written_until_something_changed(writer, clu
     assert len(written(cluster, "apply")) == 3
 
 
+async def test_an_object_of_a_kind_that_is_not_watched_is_written_now_and_then(writer, cluster, clock):
+    scaled = {
+        "apiVersion": "keda.sh/v1alpha1",
+        "kind": "ScaledObject",
+        "metadata": wanted()["metadata"],
+        "spec": {},
+    }
+    for _ in range(3):
+        await writer.carry_out(Plan(apply=(scaled,)))
+    assert len(written(cluster, "apply")) == 1
+    clock.seconds += 601
+    await writer.carry_out(Plan(apply=(scaled,)))
+    assert len(written(cluster, "apply")) == 2
+
+
 async def test_one_failure_does_not_stop_the_others_and_pauses(writer, cluster, clock):
     cluster.fail["apply", "bad"] = [InvalidError("no"), InvalidError("no")]
     plan = Plan(apply=(wanted("bad"), wanted("good")))

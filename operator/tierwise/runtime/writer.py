@@ -40,6 +40,7 @@ log = structlog.get_logger(__name__)
 PARALLEL = 8
 # After so many unanswered requests in one round the API server is taken to be down: the rest waits for the next round.
 GIVE_UP_AFTER = 3
+UNWATCHED_SECONDS = 600.0
 EVENT_MEMORY_SECONDS = 3600.0
 EVENT_MEMORY = 4096
 CONTROLLER = "tierwise.dev/operator"
@@ -107,7 +108,7 @@ class Writer:
         self._failures: dict[Target, _Failure] = {}
         # What was written last and the version it gave: the same again, on the same version, is a plan that does not
         # recognise its own work. It is not written again, and counted, so that it is found.
-        self._written: dict[Target, tuple[str, str]] = {}
+        self._written: dict[Target, _Written] = {}
         self._events: dict[str, float] = {}
 
     async def carry_out(self, plan: Plan) -> Outcome:
@@ -155,7 +156,7 @@ class Writer:
             return
         verb, kind_name, namespace, name, _ = job.target
         held = self._written.get(job.target)
-        if held is not None and job.version and held == (job.digest, job.version):
+        if held is not None and held.still(job, now):
             self._metrics.suppressed.labels(kind=kind_name).inc()
             log.debug("asked to write again what has not changed", kind=kind_name, object=f"{namespace}/{name}")
             return
@@ -171,7 +172,7 @@ class Writer:
         else:
             self._failures.pop(job.target, None)
             if version:
-                self._written[job.target] = (job.digest, version)
+                self._written[job.target] = _Written(job.digest, version, now)
             outcome.written += 1
             self._metrics.writes.labels(kind=kind_name, verb=verb).inc()
 
@@ -314,8 +315,10 @@ class Writer:
         self._store.put(kind, answer)
         return str((answer.get("metadata") or {}).get("resourceVersion", ""))
 
-    def _version(self, kind: Kind, key: Key) -> str:
-        held = self._store.get(kind, key) if kind in kinds.WATCHED else None
+    def _version(self, kind: Kind, key: Key) -> str | None:
+        if kind not in kinds.WATCHED:
+            return None
+        held = self._store.get(kind, key)
         return str((held.get("metadata") or {}).get("resourceVersion", "")) if held else ""
 
 
@@ -326,13 +329,32 @@ class _Down:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One write: what it is about, a digest of what it says, how to do it, and the version it is based on."""
+    """One write.
+
+    Attributes:
+        target: what it is about. digest: of what it says. call: does it; the new version.
+        version: of the object as it is seen now; empty: it is not there, or this is no matter; None: not watched.
+        owner: whom to tell.
+    """
 
     target: Target
     digest: str
     call: Callable[[], Awaitable[str]]
-    version: str
+    version: str | None
     owner: ObjectRef | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    digest: str
+    version: str
+    at: float
+
+    def still(self, job: _Job, now: float) -> bool:
+        """Whether it still stands. Of a kind that is not watched nobody can tell: it is written again now and then."""
+        if job.digest != self.digest:
+            return False
+        return now - self.at < UNWATCHED_SECONDS if job.version is None else job.version == self.version
 
 
 def pause_seconds(error: ClusterError, attempts: int) -> float:
