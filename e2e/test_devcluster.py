@@ -23,6 +23,7 @@ from rich.console import Console
 from tierwise.devcluster import cluster as clusters
 from tierwise.devcluster.cluster import Cluster
 from tierwise.devcluster.errors import DevClusterError
+from tierwise.devcluster.existing import ExistingCluster
 from tierwise.devcluster.paths import GO_SOURCES, State
 
 pytestmark = pytest.mark.slow
@@ -531,6 +532,35 @@ def test_a_forward_survives_its_pods_and_many_connections(cluster: Cluster, name
     with concurrent.futures.ThreadPoolExecutor(200) as pool:
         answers = list(pool.map(lambda _: fetch(address), range(400)))
     assert answers == [second] * 400
+
+
+def test_the_same_by_a_kubeconfig_alone(cluster: Cluster, namespace: str) -> None:
+    """What a user's own cluster offers: kubectl, and port-forward through the API server and the node."""
+    apply(cluster, namespace, deployment("web", 1, web_container()), service("web", 8000))
+    existing = ExistingCluster(cluster.kubeconfig)
+    try:
+        existing.kubectl("-n", namespace, "rollout", "status", "deployment/web", "--timeout=30s")
+        address = existing.forward(namespace, "web", 8000)
+        assert fetch(address).startswith("web-")
+        assert existing.forward(namespace, "web", 8000) == address
+        with pytest.raises(DevClusterError, match="not found"):
+            existing.forward(namespace, "none", 80)
+    finally:
+        existing.close()
+
+
+def test_a_node_that_is_killed_starts_its_pods_again(cluster: Cluster, namespace: str) -> None:
+    apply(cluster, namespace, deployment("web", 2, web_container()), service("web", 8000))
+    cluster.kubectl("-n", namespace, "rollout", "status", "deployment/web", "--timeout=30s")
+    address = cluster.forward(namespace, "web", 8000)
+    names = {item["metadata"]["name"] for item in get(cluster, namespace, "pods")["items"]}
+    processes = [pid for name in names for pid in cluster.pod_pids(namespace, name).values()]
+    os.kill(cluster.pid("node"), signal.SIGKILL)
+    eventually(
+        lambda: not any(Path(f"/proc/{pid}").exists() for pid in processes), what="containers end with their node"
+    )
+    eventually(lambda: fetch(address) in names, seconds=30, what="the same Pods serve again")
+    eventually(lambda: all(container_status(cluster, namespace, name)["ready"] for name in names), seconds=30)
 
 
 def test_nothing_leads_out(cluster: Cluster) -> None:

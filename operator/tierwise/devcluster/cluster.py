@@ -27,9 +27,10 @@ from tierwise.devcluster.processes import run
 DEFAULT_NAME = "tierwise"
 COMMAND_TIMEOUT_SECONDS = 180.0
 CONTROL_TIMEOUT_SECONDS = 10.0
-START_TIMEOUT_SECONDS = 90.0
+# A second or two each on a quiet machine; a busy one may take its time.
+START_TIMEOUT_SECONDS = 240.0
 END_TIMEOUT_SECONDS = 15.0
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.2
 
 
 class KubernetesCluster(Protocol):
@@ -373,11 +374,11 @@ def _install(cluster: Cluster, console: Console, began: float, scrape_interval: 
         text += "---\n" + monitoring.replace("SCRAPE_INTERVAL", scrape_interval)
     # The default service account is made by a controller a moment after its namespace.
     cluster.kubectl("apply", "--server-side", "-f", "-", input_text=text)
-    cluster.kubectl("wait", "--for=condition=Ready", "node", components.NODE_NAME, "--timeout=60s")
+    cluster.kubectl("wait", "--for=condition=Ready", "node", components.NODE_NAME, "--timeout=120s")
     console.print(f"  {time.monotonic() - began:5.1f} s  node is ready")
     if scrape_interval is not None:
         try:
-            cluster.kubectl("-n", "monitoring", "rollout", "status", "deployment/prometheus", "--timeout=60s")
+            cluster.kubectl("-n", "monitoring", "rollout", "status", "deployment/prometheus", "--timeout=120s")
         except DevClusterError as error:
             seen = cluster.kubectl("-n", "monitoring", "get", "pods,events", check=False).stdout
             raise DevClusterError(f"{error}\n{seen}") from error

@@ -27,7 +27,7 @@ import (
 
 const (
 	restartDelay = 500 * time.Millisecond
-	pollInterval = 50 * time.Millisecond
+	pollInterval = 100 * time.Millisecond
 	reapInterval = time.Second
 	probeTimeout = 2 * time.Second
 )
@@ -70,13 +70,14 @@ func Supervise(arguments []string) error {
 
 	supervisor := &supervisor{config: config, relay: relay, components: map[string]*running{}}
 	for _, component := range config.Components {
-		supervisor.components[component.Name] = &running{Component: component}
+		supervisor.components[component.Name] = &running{Component: component, once: make(chan struct{})}
 	}
 	if err := supervisor.serveControl(ctx); err != nil {
 		return err
 	}
 	for _, component := range supervisor.components {
 		go supervisor.keep(ctx, component)
+		go supervisor.watchStart(ctx, component)
 	}
 	go supervisor.reap(ctx)
 	go func() {
@@ -99,6 +100,7 @@ type supervisor struct {
 // running is a component and its present process.
 type running struct {
 	Component
+	once     chan struct{} // closed when it was ready for the first time
 	mutex    sync.Mutex
 	pid      int // in this namespace; 0 when there is none
 	hostPID  int
@@ -157,18 +159,31 @@ func (s *supervisor) runOnce(component *running) error {
 	return command.Wait()
 }
 
-func (s *supervisor) awaitReady(ctx context.Context, name string) bool {
-	component := s.components[name]
-	for ctx.Err() == nil {
-		if component == nil || s.ready(component) {
-			return true
-		}
+// watchStart asks a component, one question at a time, until it is ready for the first time.
+func (s *supervisor) watchStart(ctx context.Context, component *running) {
+	for !s.ready(component) {
 		select {
 		case <-ctx.Done():
+			return
 		case <-time.After(pollInterval):
 		}
 	}
-	return false
+	close(component.once)
+}
+
+// awaitReady waits until a component has been ready once; false when the supervisor ends before.
+func (s *supervisor) awaitReady(ctx context.Context, name string) bool {
+	component := s.components[name]
+	if component == nil {
+		log.Printf("there is no component %s to wait for", name)
+		return true
+	}
+	select {
+	case <-component.once:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 var readyClient = &http.Client{
