@@ -3,6 +3,8 @@
 import io
 import multiprocessing
 import os
+import shutil
+import subprocess
 import time
 
 import pytest
@@ -54,6 +56,27 @@ def test_built_programs_are_not_built_again(console, monkeypatch):
         (folder / name).touch()
     monkeypatch.setattr(build, "_build", lambda *_: pytest.fail("built again"))
     assert build.binaries(console).helm == folder / "helm"
+
+
+def test_only_the_newest_builds_are_kept_and_what_runs(monkeypatch, console):
+    home = paths.cache_home()
+    for age in range(6):
+        folder = home / f"{age:016x}" / "bin"
+        folder.mkdir(parents=True)
+        os.utime(folder, (1000 - age, 1000 - age))
+    runs = home / f"{5:016x}" / "bin" / "sleeper"
+    shutil.copy(shutil.which("sleep"), runs)
+    os.utime(runs.parent, (1, 1))
+    (home / "go-12345").mkdir()
+    process = subprocess.Popen([str(runs), "30"])
+    try:
+        monkeypatch.setattr(build, "_build", lambda wanted, _: wanted.folder.mkdir())
+        build.binaries(console)
+    finally:
+        process.kill()
+        process.wait()
+    left = {folder.name for folder in home.iterdir()}
+    assert left == {build.source_hash(), *(f"{age:016x}" for age in (0, 1, 2, 5)), "go-12345"}
 
 
 def fake_go(folder, version):

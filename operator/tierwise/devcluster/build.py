@@ -41,6 +41,10 @@ LINK = " ".join(
 PROGRAMS = ("devcluster", "prometheus", "helm")
 GO_TIMEOUT_SECONDS = 3600
 INSTALL_TIMEOUT_SECONDS = 900
+# About 300 MB each.
+KEPT_BUILDS = 3
+# Where no terminal shows a moving bar, a line now and then says that it goes on.
+SAY_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,22 @@ def binaries(console: Console) -> Binaries:
     with locked(home / "lock", console, "another start is building the cluster's programs: waiting for it"):
         if not _complete(wanted):
             _build(wanted, console)
+            _prune(wanted)
     return wanted
+
+
+def _prune(current: Binaries) -> None:
+    """Remove the programs of older sources, but for the newest few and those that a process runs."""
+    home = current.folder.parent.parent
+    built = [folder for folder in home.glob("[0-9a-f]*/bin") if folder != current.folder]
+    built.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
+    running = set()
+    for link in Path("/proc").glob("[0-9]*/exe"):
+        with contextlib.suppress(OSError):
+            running.add(link.readlink().parent)
+    for folder in built[KEPT_BUILDS:]:
+        if folder not in running:
+            shutil.rmtree(folder.parent)
 
 
 def _complete(wanted: Binaries) -> bool:
@@ -134,6 +153,8 @@ def _build(wanted: Binaries, console: Console) -> None:
         packages = [".", "tool"]
         with _progress(console) as progress:
             task = progress.add_task("fetching Go modules", total=None)
+            if not console.is_terminal:
+                console.print("fetching Go modules; then compiling, which takes about 7 minutes the first time")
             stale = _go_run(
                 go, env, ["list", "-deps", "-f", "{{if .Stale}}{{.ImportPath}}{{end}}", *options, *packages]
             )
@@ -170,6 +191,7 @@ def _go_run(go: str, env: dict[str, str], arguments: list[str]) -> str:
 def _compile(command: list[str], env: dict[str, str], progress: Progress, task: TaskID) -> None:
     """Run the build; ``go build -v`` names each package on standard error as it is done with it."""
     said: list[str] = []
+    last = time.monotonic()
     with subprocess.Popen(  # noqa: S603 - our own argument list
         command,
         env=env,
@@ -183,6 +205,9 @@ def _compile(command: list[str], env: dict[str, str], progress: Progress, task: 
             for line in process.stderr or ():
                 said.append(line)
                 progress.advance(task)
+                if not progress.console.is_terminal and time.monotonic() - last > SAY_SECONDS:
+                    last = time.monotonic()
+                    progress.console.print(f"compiling: {len(said)} of {progress.tasks[0].total:.0f} packages")
         except BaseException:
             process.kill()
             raise
