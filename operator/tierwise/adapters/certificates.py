@@ -3,16 +3,20 @@
 Not by Helm's `genCA`: `helm template` and Argo CD would make new ones at each rendering. Three Secrets in the
 operator's own namespace: the authority (only the operator may read it), the server's pair, and the gateways' pair,
 which their Pods mount and Envoy reloads when it changes.
+
+A new authority does not cut the channel: it is published beside the old one first (`ca.crt` holds both), and only a
+later pass signs with it, when everybody has had time to read that.
 """
 
 import base64
 import binascii
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -40,7 +44,7 @@ class Material:
     """A certificate with its key and the authority that gateways or operator check the other side with.
 
     Attributes:
-        ca, certificate, key: PEM.
+        ca, certificate, key: PEM; `ca` holds two certificates while one authority follows another.
         not_before, not_after: aware UTC.
     """
 
@@ -67,25 +71,31 @@ class Secrets(Protocol):
         ...
 
 
-def issue_authority(now: datetime) -> Material:
-    """A new self-signed authority."""
+def issue_authority(now: datetime, trusted: bytes = b"") -> Material:
+    """A new self-signed authority; those in `trusted` (PEM) that have not run out stay beside it."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = _name("tierwise-xds-ca")
     certificate = (
         _builder(name, name, key.public_key(), now, AUTHORITY_LIFE)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(signs_certificates=True), critical=True)
+        # Two authorities have the same name while one follows the other: this tells verifiers which one signed.
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
-    pem = certificate.public_bytes(serialization.Encoding.PEM)
-    return Material(pem, pem, _key_pem(key), certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+    pem = _pem(certificate)
+    older = [_pem(old) for old in _certificates(trusted) if old.not_valid_after_utc > now]
+    ca = b"".join((pem, *older))
+    return Material(ca, pem, _key_pem(key), certificate.not_valid_before_utc, certificate.not_valid_after_utc)
 
 
 def issue(authority: Material, name: str, dns_names: tuple[str, ...], now: datetime, *, server: bool) -> Material:
     """A pair signed by the authority, for a server (the operator) or a client (a gateway)."""
     authority_key = serialization.load_pem_private_key(authority.key, password=None)
     if not isinstance(authority_key, ec.EllipticCurvePrivateKey):
-        raise CertificateError(f"the key in Secret {AUTHORITY} is none of ours: delete the Secret to make a new one")
+        raise CertificateError(
+            f"the key in Secret {AUTHORITY} is none of ours: delete it, and the operator makes a new one"
+        )
     issuer = x509.load_pem_x509_certificate(authority.certificate)
     key = ec.generate_private_key(ec.SECP256R1())
     purpose = ExtendedKeyUsageOID.SERVER_AUTH if server else ExtendedKeyUsageOID.CLIENT_AUTH
@@ -93,13 +103,14 @@ def issue(authority: Material, name: str, dns_names: tuple[str, ...], now: datet
         _builder(_name(name), issuer.subject, key.public_key(), now, LEAF_LIFE)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)
         .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(dns) for dns in dns_names]), critical=False)
         .sign(authority_key, hashes.SHA256())
     )
     return Material(
-        authority.certificate,
-        certificate.public_bytes(serialization.Encoding.PEM),
+        authority.ca,
+        _pem(certificate),
         _key_pem(key),
         certificate.not_valid_before_utc,
         certificate.not_valid_after_utc,
@@ -116,6 +127,23 @@ def server_names(namespace: str) -> tuple[str, ...]:
     return (f"{SERVICE}.{namespace}.svc.cluster.local", f"{SERVICE}.{namespace}.svc", SERVICE, "localhost")
 
 
+def succession(
+    held: Material, authority: Material, name: str, dns_names: tuple[str, ...], now: datetime, *, server: bool
+) -> Material:
+    """What follows a pair that is in use: itself while nothing has to change.
+
+    With a new authority only the trust changes at first, as long as the old signature is still good: the other side may
+    not have read the new one yet.
+    """
+    certificate = x509.load_pem_x509_certificate(held.certificate)
+    good = now < held.not_after and _signed_by_one_of(certificate, authority.ca) and _names(certificate) == dns_names
+    if good and held.ca != authority.ca:
+        return replace(held, ca=authority.ca)
+    if good and not needs_renewal(held, now):
+        return held
+    return issue(authority, name, dns_names, now, server=server)
+
+
 async def ensure(secrets: Secrets, namespace: str, now: datetime) -> Material:
     """The server's pair, after all three Secrets exist and are fresh. Safe to call from several replicas at once.
 
@@ -123,28 +151,43 @@ async def ensure(secrets: Secrets, namespace: str, now: datetime) -> Material:
         CertificateError: when a Secret is unusable, or others keep changing it.
         ClusterError: when the API server refuses or does not answer.
     """
-    authority = await _ensure(secrets, namespace, AUTHORITY, now, lambda: issue_authority(now))
-    await _ensure(
-        secrets, namespace, CLIENT, now, lambda: issue(authority, CLIENT, ("tierwise-gateway",), now, server=False)
-    )
-    return await _ensure(
-        secrets, namespace, SERVER, now, lambda: issue(authority, SERVICE, server_names(namespace), now, server=True)
-    )
+
+    def next_authority(held: Material | None) -> Material:
+        if held is None:
+            return issue_authority(now)
+        return issue_authority(now, held.ca) if needs_renewal(held, now) else held
+
+    authority = await _ensure(secrets, namespace, AUTHORITY, next_authority)
+
+    def next_pair(name: str, dns_names: tuple[str, ...], *, server: bool) -> Callable[[Material | None], Material]:
+        def following(held: Material | None) -> Material:
+            if held is None:
+                return issue(authority, name, dns_names, now, server=server)
+            return succession(held, authority, name, dns_names, now, server=server)
+
+        return following
+
+    await _ensure(secrets, namespace, CLIENT, next_pair(CLIENT, ("tierwise-gateway",), server=False))
+    return await _ensure(secrets, namespace, SERVER, next_pair(SERVICE, server_names(namespace), server=True))
 
 
-async def _ensure(secrets: Secrets, namespace: str, name: str, now: datetime, make: Callable[[], Material]) -> Material:
+async def _ensure(
+    secrets: Secrets, namespace: str, name: str, following: Callable[[Material | None], Material]
+) -> Material:
+    """The Secret's material, after what follows it (or nothing) is written, if that differs."""
     for _ in range(ATTEMPTS):
         try:
             found = await secrets.secret(namespace, name)
         except NotFoundError:
             try:
-                return read(await secrets.create(_manifest(namespace, name, make())))
+                return read(await secrets.create(_manifest(namespace, name, following(None))))
             except ConflictError:
                 continue  # another replica was faster: take its
-        material = read(found)
-        if not needs_renewal(material, now):
-            return material
-        manifest = _manifest(namespace, name, make())
+        held = read(found)
+        wanted = following(held)
+        if wanted == held:
+            return held
+        manifest = _manifest(namespace, name, wanted)
         manifest["metadata"]["resourceVersion"] = found["metadata"]["resourceVersion"]
         try:
             return read(await secrets.apply(manifest))
@@ -168,10 +211,16 @@ def read(secret: Mapping[str, Any]) -> Material:
             base64.b64decode(data[part], validate=True) for part in ("ca.crt", "tls.crt", "tls.key")
         )
         parsed = x509.load_pem_x509_certificate(certificate)
-    except (KeyError, ValueError, binascii.Error) as error:
+        _certificates(ca)
+        paired = serialization.load_pem_private_key(key, password=None).public_key() == parsed.public_key()
+    except (KeyError, TypeError, ValueError, UnsupportedAlgorithm, binascii.Error) as error:
         raise CertificateError(
             f"Secret {name} has no usable certificate ({error}): delete it, and the operator makes a new one"
         ) from error
+    if not paired:
+        raise CertificateError(
+            f"key and certificate in Secret {name} are no pair: delete it, and the operator makes one"
+        )
     return Material(ca, certificate, key, parsed.not_valid_before_utc, parsed.not_valid_after_utc)
 
 
@@ -188,6 +237,34 @@ def _manifest(namespace: str, name: str, material: Material) -> dict[str, Any]:
         },
         "type": "kubernetes.io/tls",
     }
+
+
+def _pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _certificates(pem: bytes) -> list[x509.Certificate]:
+    return x509.load_pem_x509_certificates(pem) if pem else []
+
+
+def _signed_by_one_of(certificate: x509.Certificate, authorities: bytes) -> bool:
+    return any(_signed_by(certificate, authority) for authority in _certificates(authorities))
+
+
+def _signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (InvalidSignature, ValueError, TypeError):
+        return False
+    return True
+
+
+def _names(certificate: x509.Certificate) -> tuple[str, ...]:
+    try:
+        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return ()
+    return tuple(extension.value.get_values_for_type(x509.DNSName))
 
 
 def _name(common_name: str) -> x509.Name:
