@@ -10,6 +10,8 @@ from tierwise.core.world import GatewayReport
 from tierwise.render.envoy import gateway, last_good
 from tierwise.runtime import last_good as keeper
 
+KEY = b"k" * 32
+
 
 def policy(name="assistant", gateways=()):
     return {
@@ -27,6 +29,7 @@ def policy(name="assistant", gateways=()):
 
 @pytest.fixture
 def world(store, now):
+    store.put_signing_key(KEY)
     store.put(kinds.MODEL_TIER, make.tier())
     store.put(kinds.ROUTING_POLICY, policy())
     return store.snapshot(now)
@@ -45,7 +48,7 @@ def entry(name, version, connected=1, acknowledged=1, refused=0):
 
 def test_what_all_gateways_took_is_kept_once(world, store, now):
     config = gateway.render(world)
-    found, too_large = keeper.manifests(replace(world, gateways=said(config)), config)
+    found, too_large = keeper.manifests(replace(world, gateways=said(config)), config, KEY)
     assert too_large == ()
     assert found[0]["data"]["hash"] == config.namespaces["team-a"].hash
     assert [owner["uid"] for owner in found[0]["metadata"]["ownerReferences"]] == ["uid-assistant"]
@@ -54,17 +57,17 @@ def test_what_all_gateways_took_is_kept_once(world, store, now):
     again = store.snapshot(now)
     assert again.last_good["team-a"].owned
     assert last_good.unpack("team-a", again.last_good["team-a"].manifest["data"]).routes is not None
-    assert keeper.manifests(replace(again, gateways=said(config)), config) == ((), ())
+    assert keeper.manifests(replace(again, gateways=said(config)), config, KEY) == ((), ())
 
 
 def test_a_new_policy_becomes_an_owner_too(world, store, now):
     config = gateway.render(world)
-    found, _ = keeper.manifests(replace(world, gateways=said(config)), config)
+    found, _ = keeper.manifests(replace(world, gateways=said(config)), config, KEY)
     store.put(kinds.CONFIG_MAP, found[0] | {"metadata": found[0]["metadata"] | {"resourceVersion": "50"}})
     store.put(kinds.ROUTING_POLICY, policy("second"))
     later = store.snapshot(now)
     config = gateway.render(later)
-    found, _ = keeper.manifests(replace(later, gateways=said(config)), config)
+    found, _ = keeper.manifests(replace(later, gateways=said(config)), config, KEY)
     assert len(found[0]["metadata"]["ownerReferences"]) == 2
 
 
@@ -74,7 +77,7 @@ def test_a_new_policy_becomes_an_owner_too(world, store, now):
 )
 def test_what_not_all_gateways_took_is_not_kept(world, changes):
     config = gateway.render(world)
-    assert keeper.manifests(replace(world, gateways=said(config, **changes)), config) == ((), ())
+    assert keeper.manifests(replace(world, gateways=said(config, **changes)), config, KEY) == ((), ())
 
 
 def test_gateways_of_other_replicas_count_unless_their_replica_is_dead(world, store, now):
@@ -86,7 +89,7 @@ def test_gateways_of_other_replicas_count_unless_their_replica_is_dead(world, st
         body["metadata"]["resourceVersion"] = str(100 + with_entries.count)
         with_entries.count += 1
         store.put(kinds.ROUTING_POLICY, body)
-        return keeper.manifests(replace(store.snapshot(now), live_replicas=live), config)[0]
+        return keeper.manifests(replace(store.snapshot(now), live_replicas=live), config, KEY)[0]
 
     with_entries.count = 0
     assert with_entries(entry("op-1", version))
@@ -99,4 +102,22 @@ def test_gateways_of_other_replicas_count_unless_their_replica_is_dead(world, st
 def test_what_is_too_large_for_a_configmap_is_named(world, monkeypatch):
     config = gateway.render(world)
     monkeypatch.setattr(keeper, "MAX_BYTES", 100)
-    assert keeper.manifests(replace(world, gateways=said(config)), config) == ((), ("team-a",))
+    assert keeper.manifests(replace(world, gateways=said(config)), config, KEY) == ((), ("team-a",))
+
+
+def test_what_no_operator_signed_is_not_there(world, store, now):
+    config = gateway.render(world)
+    found, _ = keeper.manifests(replace(world, gateways=said(config)), config, KEY)
+
+    def shown(version, **changes):
+        metadata = found[0]["metadata"] | {"resourceVersion": str(version)} | changes.pop("metadata", {})
+        store.put(kinds.CONFIG_MAP, found[0] | {"metadata": metadata} | changes)
+        return store.snapshot(now).last_good
+
+    assert shown(50)
+    assert not shown(51, metadata={"annotations": {}})
+    assert not shown(52, data=found[0]["data"] | {"bundle": "another"})
+    assert "team-b" not in shown(53, metadata={"namespace": "team-b"}), "copied from another namespace"
+    assert "team-a" in shown(54)
+    store.put_signing_key(b"")
+    assert not store.snapshot(now).last_good, "without a key nothing can be told"

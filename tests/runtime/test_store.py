@@ -11,6 +11,7 @@ from tierwise.adapters import kinds
 from tierwise.adapters.cluster import Listing
 from tierwise.core.signals import CounterReading, Signals
 from tierwise.core.world import Endpoint, Key, SecretData
+from tierwise.runtime import last_good
 from tierwise.runtime.store import Store
 
 COMPACT = Key("team-a", "compact")
@@ -202,19 +203,20 @@ def test_endpoints_of_all_slices_sorted_each_once(store, now):
     )
 
 
-def test_only_the_last_good_configmap_counts(store, now):
-    for name in ("tierwise-gateway-last-good", "other"):
-        store.put(
-            kinds.CONFIG_MAP,
-            {
-                "apiVersion": "v1",
-                "kind": "ConfigMap",
-                "metadata": {"name": name, "namespace": "team-a", "resourceVersion": "7", "uid": name},
-            },
-        )
-    assert {where: child.uid for where, child in store.snapshot(now).last_good.items()} == {
-        "team-a": "tierwise-gateway-last-good"
-    }
+def test_only_the_signed_last_good_configmap_counts(store, now):
+    store.put_signing_key(b"key")
+    signed = {last_good.SIGNATURE: last_good.signature("team-a", {"a": "b"}, b"key")}
+    for name, annotations in (("tierwise-gateway-last-good", signed), ("other", signed)):
+        metadata = {
+            "name": name,
+            "namespace": "team-a",
+            "resourceVersion": "7",
+            "uid": name,
+            "annotations": annotations,
+        }
+        store.put(kinds.CONFIG_MAP, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"a": "b"}})
+    found = store.snapshot(now).last_good
+    assert {where: child.uid for where, child in found.items()} == {"team-a": "tierwise-gateway-last-good"}
 
 
 def test_secrets_never_show(store, now):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import secrets
 import signal
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -198,11 +199,14 @@ class Operator:
         self._watch.start()
         self.health.reached("synced")
         self.metrics.synced.set(1)
+        if self._settings.insecure_xds:
+            self.store.put_signing_key(secrets.token_bytes(32))  # a trial: nothing outlives this process
+        else:
+            await self._channel.first()
+            self.store.put_signing_key(self._channel.signing_key())
+            self._spawn("channel", self._channel.run())
         while not await self.publisher.once():  # noqa: ASYNC110 - nothing would set an event: it is tried again
             await asyncio.sleep(RENDER_RETRY_SECONDS)
-        if not self._settings.insecure_xds:
-            await self._channel.first()
-            self._spawn("channel", self._channel.run())
         xds_port = await self._gateway.start(self._report.poke)
         self.health.reached("published")
         log.info("serving gateways", xds_port=xds_port)

@@ -1,6 +1,8 @@
 """The certificate of the gateway channel: from Secrets that the operator keeps, or files that someone else keeps."""
 
 import asyncio
+import hashlib
+import hmac
 import random
 from collections.abc import Callable
 from datetime import datetime
@@ -41,12 +43,17 @@ class Channel:
         self._folder = folder
         self._now = now
         self._material: Material | None = None
+        self._signing_key = b""
 
     def material(self) -> Material:
         """What the server shows at the next handshake."""
         if self._material is None:
             raise ChannelError("no certificate yet")
         return self._material
+
+    def signing_key(self) -> bytes:
+        """A key that all replicas share and nobody else can read; empty before `first`."""
+        return self._signing_key
 
     async def first(self) -> None:
         """Get a certificate, trying until there is one."""
@@ -75,7 +82,11 @@ class Channel:
         return True
 
     async def _from_secrets(self) -> Material:
-        return await certificates.ensure(self._cluster, self._namespace, self._now())
+        found = await certificates.ensure(self._cluster, self._namespace, self._now())
+        if not self._signing_key:
+            authority = certificates.read(await self._cluster.secret(self._namespace, certificates.AUTHORITY))
+            self._signing_key = derived(authority.key)
+        return found
 
     def _from_files(self) -> Material:
         folder = self._folder if self._folder is not None else Path()
@@ -84,6 +95,7 @@ class Channel:
             leaf = x509.load_pem_x509_certificate(certificate)
         except (OSError, ValueError) as error:
             raise ChannelError(f"{folder}: {error}") from error
+        self._signing_key = derived(key)
         return Material(
             ca=authority,
             certificate=certificate,
@@ -91,3 +103,8 @@ class Channel:
             not_before=leaf.not_valid_before_utc,
             not_after=leaf.not_valid_after_utc,
         )
+
+
+def derived(key: bytes) -> bytes:
+    """A key for signatures out of a private key, which is itself never used for them."""
+    return hmac.new(key, b"tierwise last-good configuration", hashlib.sha256).digest()

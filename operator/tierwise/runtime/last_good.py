@@ -2,8 +2,13 @@
 
 What every connected gateway acknowledged is kept; fresh gateways get it while a newer render is refused, also after the
 operators' restart. It carries no secrets and no endpoints, and goes with the namespace's last policy.
+
+Whoever may write ConfigMaps in a namespace could else put any configuration before the gateways that all share: it is
+signed with a key that only operators can read, and what is not signed so is not there.
 """
 
+import hashlib
+import hmac
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,9 +22,25 @@ from tierwise.runtime import objects
 
 # The API server takes objects up to about 1.5 MiB and ConfigMaps up to 1 MiB of data.
 MAX_BYTES = 900 * 1024
+SIGNATURE = "tierwise.dev/signature"
 
 
-def manifests(world: World, config: GatewayConfig) -> tuple[tuple[Manifest, ...], tuple[str, ...]]:
+def signature(namespace: str, data: Mapping[str, Any], key: bytes) -> str:
+    """HMAC-SHA256, in hexadecimal, over the namespace and all of the data."""
+    parts = [namespace, *(part for name in sorted(data) for part in (name, str(data[name])))]
+    message = b"".join(len(part.encode()).to_bytes(8, "big") + part.encode() for part in parts)
+    return hmac.new(key, message, hashlib.sha256).hexdigest()
+
+
+def genuine(manifest: Mapping[str, Any], key: bytes) -> bool:
+    """Whether an operator wrote this ConfigMap, for its namespace."""
+    metadata = manifest.get("metadata") or {}
+    said = str((metadata.get("annotations") or {}).get(SIGNATURE, ""))
+    expected = signature(str(metadata.get("namespace", "")), manifest.get("data") or {}, key)
+    return bool(key) and hmac.compare_digest(said.encode(), expected.encode())
+
+
+def manifests(world: World, config: GatewayConfig, key: bytes) -> tuple[tuple[Manifest, ...], tuple[str, ...]]:
     """ConfigMaps to apply, and namespaces whose configuration is too large to be kept, sorted."""
     wanted: list[Manifest] = []
     too_large: list[str] = []
@@ -43,6 +64,7 @@ def manifests(world: World, config: GatewayConfig) -> tuple[tuple[Manifest, ...]
                     "name": last_good.NAME,
                     "namespace": namespace,
                     "labels": {objects.MANAGED_BY: objects.MANAGER},
+                    "annotations": {SIGNATURE: signature(namespace, data, key)},
                     "ownerReferences": owners,
                 },
                 "data": data,

@@ -211,9 +211,9 @@ class Decider:
     def _to_keep(self, world: World) -> tuple[Manifest, ...]:
         """ConfigMaps with what gateways acknowledged."""
         config = self.published()
-        if config is None:
+        if config is None or not self.store.signing_key:
             return ()
-        wanted, too_large = last_good.manifests(world, config)
+        wanted, too_large = last_good.manifests(world, config, self.store.signing_key)
         for namespace in too_large:
             self.metrics.errors.labels(where="last-good", error="TooLarge").inc()
             log.warning("the gateway's configuration is too large to be kept", namespace=namespace)

@@ -23,7 +23,7 @@ from tierwise.core.ledger import Ledger
 from tierwise.core.memory import LoopMemory
 from tierwise.core.signals import CounterReading, Signals, TierKey
 from tierwise.core.world import Child, Endpoint, GatewayReport, Key, SecretData, World
-from tierwise.runtime import objects
+from tierwise.runtime import last_good, objects
 from tierwise.runtime.objects import Manifest
 
 MODELS: dict[Kind, type[ApiObject[Any, Any]]] = {
@@ -74,6 +74,7 @@ class Store:
         self.ledger = Ledger()
         self.memory = LoopMemory()
         self._live_replicas: frozenset[str] | None = None
+        self._signing_key = b""
         self.changes = 0
 
     @property
@@ -190,6 +191,17 @@ class Store:
         self._gateways = dict(sorted(reports.items()))
         self._bump(routes=False)
         return True
+
+    @property
+    def signing_key(self) -> bytes:
+        """What last-good configurations are signed with; empty before it is known."""
+        return self._signing_key
+
+    def put_signing_key(self, key: bytes) -> None:
+        """What last-good configurations are signed with: others are not shown."""
+        if key != self._signing_key:
+            self._signing_key = key
+            self._changed(kinds.CONFIG_MAP, self._shelves[kinds.CONFIG_MAP])
 
     def put_live_replicas(self, live: frozenset[str] | None) -> None:
         """Names of the operator replicas that run; None: unknown."""
@@ -329,6 +341,6 @@ class Store:
             shelf.view = {
                 key: objects.kept(manifest)
                 for key, manifest in sorted(shelf.parsed.items())
-                if key.name == objects.LAST_GOOD
+                if key.name == objects.LAST_GOOD and last_good.genuine(manifest, self._signing_key)
             }
         return {key.namespace: one for key, one in shelf.view.items()}
