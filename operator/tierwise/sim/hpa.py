@@ -1,8 +1,8 @@
 """The HorizontalPodAutoscaler's algorithm for an average value per Pod, as `k8s.io/kubernetes` 1.3x computes it. Pure.
 
 Source: replica_calculator.go (`calcPlainMetricReplicas`) and horizontal.go in pkg/controller/podautoscaler, with their
-stabilisation and default scaling policies: desired = ceil(pods * average / target), no change within the tolerance, Pods
-that are not ready count as idle when scaling up, and a scale-down waits for the highest recommendation of a window.
+stabilisation and default scaling policies: desired = ceil(pods * average / target), no change within the tolerance,
+Pods that are not ready count as idle when scaling up, a scale-down waits for the highest recommendation of a window.
 """
 
 import math

@@ -4,135 +4,20 @@ What the baselines are given is generous: they know the whole trace and the repl
 weights and replicas on the very trace that they are judged on. Tierwise knows neither.
 """
 
-import json
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import product
 
-from tierwise.sim.fleet import Controller, Decision, Fixed, Fleet, FleetResult, ReplicaTier, Tier, TrafficClass
+from tierwise.sim.fleet import Decision, Fixed, Fleet, FleetError, ReplicaTier, Tier, TrafficClass
 from tierwise.sim.hpa import HpaSpec
 from tierwise.sim.outcome import percentile, summarise
-from tierwise.sim.replica import Capacity, Mix, Objective, capacity
+from tierwise.sim.replica import Capacity, Mix, capacity
 from tierwise.sim.simulate import simulate
+from tierwise.sim.strategy import Comparison, SearchOptions, StrategyResult, Weights, assess, judged
 from tierwise.sim.traces import TraceRequest
-
-Weights = Mapping[str, Mapping[str, float]]
-
-
-@dataclass(frozen=True, slots=True)
-class SearchOptions:
-    """How the baselines are found.
-
-    Attributes:
-        attainment: share of each class's requests within the objective that a baseline must reach.
-        weight_step: grid of the weights.
-        combinations: weight settings that are simulated, best by the fluid estimate first.
-        max_replicas: per tier.
-        down_stabilisation_seconds: of the HPAs.
-        sync_seconds: of the HPAs.
-    """
-
-    attainment: float = 0.99
-    weight_step: float = 0.25
-    combinations: int = 24
-    max_replicas: int = 40
-    down_stabilisation_seconds: float = 300.0
-    sync_seconds: float = 15.0
-
-
-@dataclass(frozen=True, slots=True)
-class StrategyResult:
-    """How one strategy fared on the trace; every figure is simulated.
-
-    Attributes:
-        name: of the strategy.
-        weights: at the start; those of a fixed strategy hold throughout.
-        replicas: tier -> (least, most) at the start.
-        cost_usd: over the horizon, all tiers.
-        usd_per_hour: the same per hour.
-        attainment: share of requests within their objective.
-        class_attainment: by class.
-        quality: mean quality by class of what was served; only where all tiers declare one.
-        tier_shares: served requests by class and tier.
-        replica_hours: by tier.
-        changes: decisions that moved something.
-        reached: whether every class reached the wanted attainment.
-    """
-
-    name: str
-    weights: Weights
-    replicas: Mapping[str, tuple[int, int]]
-    cost_usd: Decimal
-    usd_per_hour: Decimal
-    attainment: float
-    class_attainment: Mapping[str, float]
-    quality: Mapping[str, float]
-    tier_shares: Mapping[str, Mapping[str, float]]
-    replica_hours: Mapping[str, float]
-    changes: int
-    reached: bool
-    provenance: str = "simulated"
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """All strategies on one trace."""
-
-    requests: int
-    horizon_seconds: float
-    wanted_attainment: float
-    strategies: Sequence[StrategyResult]
-    provenance: str = "simulated"
-
-    def to_json(self) -> str:
-        """For a file; money as decimal strings."""
-        return json.dumps(asdict(self), default=str, indent=2, sort_keys=True)
-
-
-def assess(
-    name: str,
-    fleet: Fleet,
-    trace: Sequence[TraceRequest],
-    controller: Controller,
-    *,
-    scaling: Mapping[str, HpaSpec] | None = None,
-    horizon_seconds: float | None = None,
-    attainment: float = 0.99,
-    decision: Decision | None = None,
-) -> StrategyResult:
-    """Simulate one controller and sum up. `decision` is what to show as its start, if it is fixed."""
-    result = simulate(fleet, trace, controller, scaling=scaling, horizon_seconds=horizon_seconds)
-    return _judged(name, fleet, result, decision or Decision({}, {}), attainment)
-
-
-def _judged(name: str, fleet: Fleet, result: FleetResult, decision: Decision, attainment: float) -> StrategyResult:
-    summary = summarise(result.records, {traffic.kind: traffic.objective for traffic in fleet.classes})
-    quality: dict[str, float] = {}
-    shares: dict[str, dict[str, float]] = {}
-    for kind, figures in summary.kinds.items():
-        shares[kind] = {name: count / max(1, figures.served) for name, count in figures.tiers.items()}
-        scores = {tier: fleet.tier(tier).quality.get(kind) for tier in shares[kind]}
-        if all(score is not None for score in scores.values()):
-            quality[kind] = sum(share * (scores[tier] or 0.0) for tier, share in shares[kind].items())
-    hours = max(result.horizon_seconds, 1e-9) / 3600
-    by_class = {kind: figures.attainment for kind, figures in summary.kinds.items()}
-    return StrategyResult(
-        name=name,
-        weights=decision.weights,
-        replicas=decision.replicas,
-        cost_usd=result.total_usd,
-        usd_per_hour=(result.total_usd / Decimal(repr(hours))).quantize(Decimal("0.0001")),
-        attainment=summary.overall.attainment,
-        class_attainment=by_class,
-        quality=quality,
-        tier_shares=shares,
-        replica_hours=dict(result.replica_hours),
-        changes=result.changes,
-        reached=all(value >= attainment for value in by_class.values()),
-    )
 
 
 @dataclass(slots=True)
@@ -152,38 +37,53 @@ class Search:
     horizon_seconds: float = 0.0
     _needed: dict[tuple[str, tuple[float, ...]], int | None] = field(default_factory=dict)
     _draws: list[float] = field(default_factory=list)
+    _long: dict[str, float] = field(default_factory=dict)
+    _sums: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.horizon_seconds = self.horizon_seconds or (self.trace[-1].t_seconds if self.trace else 0.0)
         source = random.Random(f"search:{self.fleet.seed}")  # noqa: S311 - simulation
         self._draws = [source.random() for _ in self.trace]
+        self._sums = {traffic.kind: [0.0] * 5 for traffic in self.fleet.classes}
+        for request in self.trace:
+            if request.kind not in self._sums:
+                raise FleetError(f"no class of the fleet matches requests of class {request.kind!r}")
+            prompt, output = request.prompt_tokens, request.output_tokens
+            terms = (1, prompt, prompt * prompt, output, output * (prompt + output / 2))
+            self._sums[request.kind] = [
+                value + term for value, term in zip(self._sums[request.kind], terms, strict=True)
+            ]
 
     # Fluid figures --------------------------------------------------------------------------------------------------
 
-    def mix(self, tier: str, weights: Weights) -> tuple[Mix, float, float] | None:
-        """Mean request on a tier, its mean rate, and its 95th percentile prompt; None without any."""
-        shares = {traffic.kind: weights[traffic.kind].get(tier, 0.0) for traffic in self.fleet.classes}
-        total = sum(shares[request.kind] for request in self.trace)
+    def mix(self, tier: str, weights: Weights) -> tuple[Mix, float] | None:
+        """Mean request on a tier, and its mean rate; None without any."""
+        total = 0.0
+        sums = [0.0] * 4
+        for kind, (count, *parts) in self._sums.items():
+            share = weights[kind].get(tier, 0.0)
+            total += share * count
+            for index, part in enumerate(parts):
+                sums[index] += share * part
         if total <= 0:
             return None
-        sums = [0.0] * 4
-        for request in self.trace:
-            share = shares[request.kind]
-            prompt, output = request.prompt_tokens, request.output_tokens
-            for index, value in enumerate((prompt, prompt * prompt, output, output * (prompt + output / 2))):
-                sums[index] += share * value
-        prompts = sorted(request.prompt_tokens for request in self.trace if shares[request.kind] > 0)
-        return Mix(*(value / total for value in sums)), total / self.horizon_seconds, percentile(prompts, 0.95) or 0.0
+        return Mix(*(value / total for value in sums)), total / self.horizon_seconds
 
     def capacity(self, tier: ReplicaTier, weights: Weights) -> Capacity | None:
-        """What one replica of a tier carries of its mix, within the tightest objective of the classes it serves."""
+        """What one replica of a tier carries of its mix, so that each class it serves keeps its own objective."""
         mix = self.mix(tier.name, weights)
         if mix is None:
             return None
-        objective = _tightest(
-            [traffic for traffic in self.fleet.classes if weights[traffic.kind].get(tier.name, 0.0) > 0]
-        )
-        return capacity(tier.params, mix[0], objective, mix[2])
+        served = [traffic for traffic in self.fleet.classes if weights[traffic.kind].get(tier.name, 0.0) > 0]
+        each = [capacity(tier.params, mix[0], traffic.objective, self._long_prompt(traffic.kind)) for traffic in served]
+        return min(each, key=lambda held: held.requests_per_second)
+
+    def _long_prompt(self, kind: str) -> float:
+        """95th percentile prompt of a class."""
+        if kind not in self._long:
+            prompts = sorted(request.prompt_tokens for request in self.trace if request.kind == kind)
+            self._long[kind] = percentile(prompts, 0.95) or 1.0
+        return self._long[kind]
 
     def fluid_usd(self, weights: Weights) -> float:
         """Lower estimate of the cost: fractional replicas, always as many as the mean load needs."""
@@ -286,7 +186,7 @@ class Search:
             scaling=scaling,
             horizon_seconds=self.horizon_seconds,
         )
-        return _judged(name, self.fleet, result, decision, self.options.attainment)
+        return judged(name, self.fleet, result, decision, self.options.attainment)
 
     def _first_replicas(self, weights: Weights, share: float) -> dict[str, int]:
         """What an autoscaler would long have had at the trace's first minute."""
@@ -350,15 +250,26 @@ class Search:
         held = self.capacity(tier, weights)
         if held is None or held.requests_per_second <= 0:
             return None
-        low, high = 0, self.options.max_replicas
-        if not self._attains(tier, part, high):
-            return None
-        # The mean load's need, half as much again for the peak, is near: start the bisection there.
-        guess = math.ceil(1.5 * len(part) / self.horizon_seconds / held.requests_per_second)
-        while high - low > 1:
-            middle = guess if low < guess < high else (low + high) // 2
-            guess = middle + 1 if not self._attains(tier, part, middle) else middle - 1
-            low, high = (low, middle) if guess == middle - 1 else (middle, high)
+        # What the mean load needs, half as much again for the peak, is near.
+        count = min(
+            self.options.max_replicas,
+            math.ceil(1.5 * len(part) / self.horizon_seconds / held.requests_per_second),
+        )
+        low, high = 0, None
+        while high is None or high - low > 1:
+            if self._attains(tier, part, count):
+                high = count
+            elif count >= self.options.max_replicas:
+                return None
+            else:
+                low = count
+            count = (
+                min(self.options.max_replicas, low + max(1, low // 2))
+                if high is None
+                else max(low + 1, (low + high) // 2)
+            )
+            if high is not None and high - low <= 3:
+                count = high - 1
         return high
 
     def _attains(self, tier: ReplicaTier, part: Sequence[TraceRequest], count: int) -> bool:
@@ -394,17 +305,6 @@ class _Warm:
             for tier, (least, most) in self.decision.replicas.items()
         }
         return Decision(self.decision.weights, bounds)
-
-
-def _tightest(classes: Sequence[TrafficClass]) -> Objective:
-    def least(values: Iterator[float | None]) -> float | None:
-        return min((value for value in values if value is not None), default=None)
-
-    return Objective(
-        ttft_seconds=least(traffic.objective.ttft_seconds for traffic in classes),
-        inter_token_seconds=least(traffic.objective.inter_token_seconds for traffic in classes),
-        latency_seconds=least(traffic.objective.latency_seconds for traffic in classes),
-    )
 
 
 def _grid(fleet: Fleet, traffic: TrafficClass, step: float) -> Iterator[dict[str, float]]:
