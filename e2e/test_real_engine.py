@@ -51,4 +51,4 @@ def test_a_real_model_answers_through_the_gateway(platform: Cluster) -> None:
     metrics = httpx.get(f"http://{platform.forward(NAMESPACE, 'gemma', 8080)}/metrics", timeout=10).text
     counted = [line.split()[-1] for line in metrics.splitlines() if line.startswith("llamacpp:tokens_predicted_total")]
     assert float(counted[0]) == usage.completion_tokens
-    platform.kubectl("delete", "namespace", NAMESPACE, "--timeout=60s")
+    platform.kubectl("delete", "namespace", NAMESPACE, "--wait=false")

@@ -74,7 +74,7 @@ def served(platform: Cluster) -> Iterator[Cluster]:
     )
     support.wait_ready(platform, NAMESPACE)
     yield platform
-    platform.kubectl("delete", "namespace", NAMESPACE, "--timeout=60s")
+    platform.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
 
 
 def component(name: str) -> str:

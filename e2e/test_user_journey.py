@@ -31,7 +31,7 @@ def client(platform: Cluster) -> Iterator[openai.OpenAI]:
         base_url=f"http://{install.gateway_address(platform)}/v1", api_key="none", max_retries=0, timeout=30
     ) as made:
         yield made
-    platform.kubectl("delete", "namespace", NAMESPACE, "--timeout=60s")
+    platform.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
 
 
 @pytest.mark.parametrize("tier", ["small", "large"])
@@ -154,7 +154,7 @@ def test_examples_become_ready_and_leave_nothing(platform: Cluster) -> None:
         ]
 
     support.until(lambda: not left(), seconds=60, what=f"nothing of ours is left, but {left()}")
-    platform.kubectl("delete", "-f", f"{examples}/00-namespace.yaml", "--timeout=60s")
+    platform.kubectl("delete", "-f", f"{examples}/00-namespace.yaml", "--wait=false")
 
 
 def test_a_user_of_the_shell_gets_the_same(platform: Cluster, client: openai.OpenAI) -> None:
