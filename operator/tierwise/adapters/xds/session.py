@@ -321,6 +321,8 @@ class Session:
         """The gateway's routes of this owner are those that are served; it has none when none are."""
         routes = self._types[ROUTES]
         wanted = served.of(ROUTES) if served is not None else {}
+        if not routes.started:
+            return False  # a gateway that comes back has not said yet which routes it has
         if wanted:
             return all(routes.has(resource) or not routes.wants(name) for name, resource in wanted.items())
         return owner not in routes.names
