@@ -51,8 +51,9 @@ lock: setup  ## Renew the lock files (hashes, no addresses)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 		pyproject.toml -o requirements/operator.txt
 
-crds: setup  ## Write crds/*.yaml from the models
+crds: setup  ## Write the CustomResourceDefinitions from the models
 	$(BIN)/tierwise crds --output crds
+	$(BIN)/tierwise crds --output charts/tierwise/crds
 
 bench-propagation: setup cluster-binaries  ## Print how long a weight change takes to reach clients
 	$(BIN)/python e2e/bench_propagation.py

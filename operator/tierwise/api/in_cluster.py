@@ -239,6 +239,12 @@ def _custom_names_its_signal(tier: "InCluster") -> bool:
     return tier.metrics is not None and getattr(tier.metrics.names, field) is not None
 
 
+def _llama_cpp_names_its_cache(tier: "InCluster") -> bool:
+    if tier.engine is not Engine.LLAMA_CPP or tier.autoscaling.signal is not ScalingSignal.KV_CACHE_USAGE:
+        return True
+    return tier.metrics is not None and tier.metrics.names.kv_cache_usage is not None
+
+
 class InCluster(ApiModel):
     """An engine that Tierwise runs as a Deployment with Service, autoscaler and disruption budget."""
 
@@ -267,6 +273,14 @@ class InCluster(ApiModel):
             "waitingRequests or kvCacheUsage), "
             "or use autoscaling.signal: CPU",
             _custom_names_its_signal,
+            "metrics",
+        ),
+        Rule(
+            "self.engine != 'LlamaCpp' || self.autoscaling.signal != 'KVCacheUsage' || (has(self.metrics) && "
+            "has(self.metrics.names) && has(self.metrics.names.kvCacheUsage))",
+            "engine LlamaCpp has no metric for autoscaling.signal KVCacheUsage: use RunningRequests or "
+            "WaitingRequests, or name a metric of your own in metrics.names.kvCacheUsage",
+            _llama_cpp_names_its_cache,
             "metrics",
         ),
     )
