@@ -9,6 +9,9 @@ import contextlib
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 import urllib.request
 
@@ -297,6 +300,41 @@ def test_the_lease_is_handed_over_when_the_leader_is_deleted_and_its_entry_goes(
         return entries and leader not in {entry["name"] for entry in entries}
 
     until(pruned, 90)
+
+
+def test_it_runs_outside_of_a_cluster_too_and_ends_when_asked(lab):
+    """As a third replica that does not decide."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = [
+        *("--kubeconfig", str(lab.cluster.kubeconfig), "--namespace", SYSTEM, "--identity", "outside"),
+        *("--insecure-xds", "--xds-host", "127.0.0.1", "--xds-port", "0"),
+        *("--http-host", "127.0.0.1", "--http-port", str(port), "--log-format", "console"),
+    ]
+    process = subprocess.Popen([sys.executable, "-m", "tierwise", "run", *arguments], stderr=subprocess.PIPE)
+    try:
+
+        def ready():
+            """/readyz of the process answers 200"""
+            assert process.poll() is None, process.stderr.read().decode()
+            with (
+                contextlib.suppress(OSError),
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1) as page,
+            ):
+                return page.status == 200
+            return False
+
+        _, seconds = until(ready, 60)
+        print(f"\nready {seconds:.1f} s after its start")
+        process.terminate()
+        start = time.monotonic()
+        assert process.wait(20) == 0
+        print(f"ended {time.monotonic() - start:.1f} s after SIGTERM")
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
 
 
 def test_the_api_server_dies_and_comes_back(lab):

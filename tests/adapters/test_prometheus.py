@@ -257,6 +257,28 @@ async def test_a_broken_answer_is_a_typed_error(status, body):
         await ask(url)
 
 
+async def test_a_token_is_read_anew_for_each_request(tmp_path):
+    seen = []
+    body = json.dumps({"status": "success", "data": {"resultType": "vector", "result": []}}).encode()
+
+    def answer(handler):
+        seen.append(handler.headers.get("Authorization"))
+        respond(handler, 200, body)
+
+    token = tmp_path / "token"
+    token.write_text("first\n")
+    with Server(answer) as url:
+        source = Prometheus(prometheus.connection(url, token_file=token))
+        await source.read(TARGETS, NOW)
+        token.write_text("second\n")
+        await source.read(TARGETS, NOW)
+        token.unlink()
+        with pytest.raises(PrometheusError):
+            await source.read(TARGETS, NOW)
+        source.close()
+    assert (seen[0], seen[-1]) == ("Bearer first", "Bearer second")
+
+
 async def test_connection_refused_fails_at_once():
     start = time.monotonic()
     with pytest.raises(PrometheusError):

@@ -74,6 +74,31 @@ async def test_a_render_that_fails_leaves_the_last_configuration(store, metrics,
     assert failures(metrics, "render") == 1
 
 
+async def test_a_configuration_that_cannot_be_published_leaves_the_last_one(store, metrics, gateways):
+    async def refuse(_config, _world):
+        raise ValueError("defect")
+
+    gateways.publish = refuse
+    publisher = loops.Publisher(store, lambda _: GatewayConfig({}, {}), gateways, Trigger(), metrics, Health())
+    assert not await publisher.once()
+    assert publisher.published is None
+    assert failures(metrics, "render") == 1
+
+
+async def test_figures_that_cannot_be_shown_stop_no_write(cluster, store, metrics, now, writer):
+    store.put(kinds.MODEL_TIER, cluster.place(make.tier()))
+    plan = Plan(statuses=(StatusApply(make.reference(), {"observedGeneration": 1}),))
+    one = decider(cluster, store, metrics, now=now, writer=writer, plan=lambda _: plan)
+
+    def broken(_world, _plan):
+        raise ValueError("Duplicated timeseries")
+
+    one.seen = broken
+    await one.once()
+    assert failures(metrics, "show") == 1
+    assert cluster.calls[-1][0] == "status"
+
+
 async def test_a_change_is_published_after_a_moment_and_many_only_once(store, metrics, gateways):
     trigger = Trigger(0.02)
     store.on_change = lambda _: trigger.poke()

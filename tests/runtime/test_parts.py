@@ -197,6 +197,12 @@ async def test_a_silent_prometheus_ages_signals_and_never_zeroes_them(store, met
     assert len(pokes) == 3
 
 
+async def test_a_defect_while_reading_is_no_answer(store, metrics, now):
+    reader = SignalReader(Source(KeyError("value")), store, metrics, poke=int, now=Clock(now), interval_seconds=1)
+    await reader.once()
+    assert isinstance(store.snapshot(now).signals.gateways_up, Missing)
+
+
 async def test_without_any_answer_signals_are_missing_with_the_reason(store, metrics, now):
     reader = SignalReader(
         Source(PrometheusError("refused")), store, metrics, poke=int, now=Clock(now), interval_seconds=1

@@ -93,6 +93,13 @@ async def test_one_failure_does_not_stop_the_others_and_pauses(writer, cluster, 
     assert outcome.written == 1, "another manifest is tried at once"
 
 
+async def test_a_defect_while_writing_is_that_objects_own(writer, cluster):
+    cluster.fail["apply", "bad"] = [KeyError("spec")]
+    outcome = await writer.carry_out(Plan(apply=(wanted("bad"), wanted("good"))))
+    assert "good" in {name for _, _, name in cluster.objects}
+    assert outcome.failed == 1
+
+
 async def test_a_refusal_becomes_an_event_on_the_owner(writer, cluster):
     cluster.fail["apply", "bad"] = [ForbiddenError("role misses deployments")]
     await writer.carry_out(Plan(apply=(wanted("bad"),)))

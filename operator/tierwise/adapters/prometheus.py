@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeAlias
 import requests
 from prometheus_api_client import PrometheusConnect
 from prometheus_api_client.exceptions import PrometheusApiClientException
+from requests.auth import AuthBase
 
 from tierwise.adapters import queries
 from tierwise.adapters.queries import Targets
@@ -55,12 +56,21 @@ class Connection(Protocol):
         ...
 
 
+class _BearerFile(AuthBase):
+    """A token out of a file, read for each request: projected tokens change every hour."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._file.read_text(encoding='utf-8').strip()}"
+        return request
+
+
 def connection(url: str, *, timeout_seconds: float = 3.0, token_file: Path | None = None) -> PrometheusConnect:
     """A client without retries (the library's own triple the time-out) that sends queries by POST."""
-    headers = None
-    if token_file is not None:
-        headers = {"Authorization": f"Bearer {token_file.read_text(encoding='utf-8').strip()}"}
-    return PrometheusConnect(url=url.rstrip("/"), headers=headers, retry=0, timeout=timeout_seconds, method="POST")
+    auth = None if token_file is None else _BearerFile(token_file)
+    return PrometheusConnect(url=url.rstrip("/"), auth=auth, retry=0, timeout=timeout_seconds, method="POST")
 
 
 class Prometheus:
@@ -142,7 +152,7 @@ class Prometheus:
             return list(self._connection.custom_query(query, params=params))
         except PrometheusApiClientException as error:
             raise PrometheusError(f"query refused: {error}"[:400]) from error
-        except requests.RequestException as error:
+        except OSError as error:  # requests' own errors are such, and so is a token file that is gone
             raise PrometheusError(f"{type(error).__name__}: {error}"[:400]) from error
         except (KeyError, TypeError, ValueError) as error:
             raise PrometheusError(f"unexpected answer: {error!r}"[:400]) from error

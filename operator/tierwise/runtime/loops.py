@@ -16,9 +16,9 @@ from tierwise.core.ledger import Ledger
 from tierwise.core.memory import LoopMemory
 from tierwise.core.plan import Manifest, Plan, StatusApply
 from tierwise.core.world import GatewayReport, World
-from tierwise.errors import TierwiseError
 from tierwise.render.envoy.bundle import GatewayConfig
 from tierwise.runtime import isolation, last_good
+from tierwise.runtime.faults import FAULTS
 from tierwise.runtime.replicas import Replicas
 from tierwise.runtime.signals import SignalReader
 from tierwise.runtime.store import Store
@@ -28,17 +28,6 @@ from tierwise.runtime.writer import Writer
 
 log = structlog.get_logger(__name__)
 
-# What a defect in a pure function raises. Named, so that cancellation, memory exhaustion and exits pass through.
-FAULTS = (
-    TierwiseError,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 IDLE_SECONDS = 30.0
 # After a round the planner rests as long as it worked, at most this: it takes no more than half a processor for long.
 REST_SECONDS = 2.0
@@ -85,12 +74,12 @@ class Publisher:
         world = self.store.snapshot(self.now())
         try:
             config = await asyncio.to_thread(self.render, world)
+            await self.server.publish(config, world)
         except FAULTS as error:
             self.metrics.renders.labels(outcome="error").inc()
             self.metrics.errors.labels(where="render", error=type(error).__name__).inc()
             log.exception("the gateway's configuration could not be rendered; the last one stays")
             return False
-        await self.server.publish(config, world)
         self.published = config
         self.metrics.renders.labels(outcome="ok").inc()
         return True
@@ -122,9 +111,9 @@ class Reporter:
 
     async def once(self) -> None:
         """Compare and write what differs."""
-        self.store.put_gateways(self.server.reports())
-        world = self.store.snapshot(self.now())
         try:
+            self.store.put_gateways(self.server.reports())
+            world = self.store.snapshot(self.now())
             wanted = tuple(self.statuses(world))
         except FAULTS as error:
             self.metrics.errors.labels(where="report", error=type(error).__name__).inc()
@@ -202,8 +191,14 @@ class Decider:
         self.store.ledger = plan.ledger
         self.store.memory = plan.memory
         self.store.counted(world)
-        self.seen(world, plan)
-        outcome = await self.writer.carry_out(replace(plan, apply=(*plan.apply, *self._to_keep(world))))
+        kept: tuple[Manifest, ...] = ()
+        try:
+            self.seen(world, plan)
+            kept = self._to_keep(world)
+        except FAULTS as error:
+            self.metrics.errors.labels(where="show", error=type(error).__name__).inc()
+            log.exception("what was planned could not be shown or kept")
+        outcome = await self.writer.carry_out(replace(plan, apply=(*plan.apply, *kept)))
         self.trigger.poke_later(plan.next_round_seconds)
         if outcome.retry_seconds is not None:
             self.trigger.poke_later(outcome.retry_seconds)

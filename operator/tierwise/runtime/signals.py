@@ -11,6 +11,7 @@ import structlog
 from tierwise.adapters.prometheus import PrometheusError, aged
 from tierwise.adapters.queries import Targets
 from tierwise.core.signals import Missing, Signals
+from tierwise.runtime.faults import FAULTS
 from tierwise.runtime.store import Store
 from tierwise.runtime.targets import targets_of
 from tierwise.runtime.telemetry import Metrics
@@ -84,10 +85,12 @@ class SignalReader:
         if self._source is None:
             return
         now = self._now()
-        targets = targets_of(self._store.snapshot(now), recover=self._recover)
         try:
+            targets = targets_of(self._store.snapshot(now), recover=self._recover)
             signals = await self._source.read(targets, now)
-        except PrometheusError as error:
+        except FAULTS as error:
+            if not isinstance(error, PrometheusError):
+                log.exception("signals could not be read")
             self._metrics.signal_reads.labels(outcome="error").inc()
             self._metrics.errors.labels(where="prometheus", error=type(error).__name__).inc()
             if not self._failing:

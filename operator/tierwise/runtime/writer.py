@@ -32,6 +32,7 @@ from tierwise.adapters.kinds import Kind
 from tierwise.core.plan import EventRecord, Manifest, ObjectRef, Plan, StatusApply
 from tierwise.core.world import Key
 from tierwise.runtime import objects
+from tierwise.runtime.faults import FAULTS
 from tierwise.runtime.store import Store
 from tierwise.runtime.telemetry import Metrics
 
@@ -169,6 +170,9 @@ class Writer:
         except ClusterError as error:
             down.count += isinstance(error, UnavailableError)
             self._failed(outcome, job, error)
+        except FAULTS as error:
+            log.exception("a defect while writing", verb=verb, kind=kind_name, object=f"{namespace}/{name}")
+            self._failed(outcome, job, InvalidError(f"{type(error).__name__}: {error}"))
         else:
             self._failures.pop(job.target, None)
             if version:
