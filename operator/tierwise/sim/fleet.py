@@ -99,8 +99,9 @@ class TierObservation:
     Attributes:
         desired, ready: replicas asked for, and those that serve.
         running, waiting: mean requests over all ready replicas.
-        ttft_p95_seconds, inter_token_mean_seconds: of requests that got their first token or finished since.
-        requests_per_second, prompt_tokens_per_second, output_tokens_per_second: started since.
+        ttft_p95_seconds: of requests that finished since.
+        inter_token_mean_seconds: over tokens generated since.
+        requests_per_second: arrived since. prompt_tokens_per_second, output_tokens_per_second: computed since.
     """
 
     desired: int

@@ -27,7 +27,8 @@ class Window:
     """What is counted for one tier between two decisions."""
 
     ttft: list[float] = field(default_factory=list)
-    gaps: list[float] = field(default_factory=list)
+    gap_seconds: float = 0.0
+    gaps: int = 0
     requests: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
@@ -68,8 +69,17 @@ class Pool:
         def finished(sequence: Sequence) -> None:
             self._finished(replica, sequence)
 
-        core.hooks = Hooks(finished=finished)
+        # What an engine's own counters show: tokens when they are computed, not when their request arrives or ends.
+        core.hooks = Hooks(finished=finished, tokens=self._tokens, iteration=self._iteration)
         return replica
+
+    def _tokens(self, gap: float, count: int) -> None:
+        self.window.gap_seconds += gap * count
+        self.window.gaps += count
+
+    def _iteration(self, prompt_tokens: int, generated: int) -> None:
+        self.window.prompt_tokens += prompt_tokens
+        self.window.output_tokens += generated
 
     def _finished(self, replica: Replica, sequence: Sequence) -> None:
         request, end = sequence.payload, sequence.finished_seconds
@@ -92,8 +102,6 @@ class Pool:
         )
         if sequence.ttft_seconds is not None:
             self.window.ttft.append(sequence.ttft_seconds)
-        if gap is not None:
-            self.window.gaps.append(gap)
 
     def scale(self, now: float, wanted: int, *, ready_at_once: bool = False) -> None:
         """Create replicas, or drain the youngest that start and then the least loaded."""

@@ -137,8 +137,6 @@ class _Simulation:
             sequence.payload = Placed(index, request.kind, name)
             replica.core.submit(sequence)
             pool.window.requests += 1
-            pool.window.prompt_tokens += request.prompt_tokens
-            pool.window.output_tokens += request.output_tokens
             return
         self.records[index] = Record(index, request.kind, now, now, status=503, error="status 503")
 
@@ -154,7 +152,7 @@ class _Simulation:
                 running=sum(sample[1] for sample in recent) / len(recent) if recent else None,
                 waiting=sum(sample[2] for sample in recent) / len(recent) if recent else None,
                 ttft_p95_seconds=percentile(sorted(window.ttft), 0.95),
-                inter_token_mean_seconds=sum(window.gaps) / len(window.gaps) if window.gaps else None,
+                inter_token_mean_seconds=window.gap_seconds / window.gaps if window.gaps else None,
                 requests_per_second=window.requests / elapsed,
                 prompt_tokens_per_second=window.prompt_tokens / elapsed,
                 output_tokens_per_second=window.output_tokens / elapsed,
