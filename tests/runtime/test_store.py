@@ -139,10 +139,12 @@ def test_an_invalid_object_is_reported_and_its_last_valid_spec_stays(store, now)
     broken = make.tier(version=11)
     broken["metadata"]["generation"] = 2
     broken["spec"]["inCluster"]["replicas"] = {"min": 5, "max": 1}
+    broken["status"] = {"observedGeneration": 2}
     store.put(kinds.MODEL_TIER, broken)
     world = store.snapshot(now)
     assert world.tiers[COMPACT].spec.in_cluster.replicas.max == 4
     assert world.tiers[COMPACT].metadata.generation == 2
+    assert world.tiers[COMPACT].status.observed_generation == 2
     assert "replicas" in str(world.invalid["ModelTier", COMPACT])
     assert world.invalid_bodies["ModelTier", COMPACT]["metadata"]["uid"] == "uid-compact"
     store.put(kinds.MODEL_TIER, make.tier(version=12))

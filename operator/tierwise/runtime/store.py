@@ -5,6 +5,7 @@ is older than what is held is ignored, so the order of arrival does not matter, 
 already put here wakes nobody.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,7 +15,7 @@ from tierwise.adapters import kinds
 from tierwise.adapters.cluster import Listing
 from tierwise.adapters.kinds import Kind
 from tierwise.api.base import InvalidObject
-from tierwise.api.meta import ApiObject, ObjectMeta
+from tierwise.api.meta import ApiObject
 from tierwise.api.model_tier import ModelTier
 from tierwise.api.namespace_budget import NamespaceBudget
 from tierwise.api.routing_policy import RoutingPolicy
@@ -46,6 +47,8 @@ class _Shelf:
 
     manifests: dict[Key, Manifest] = field(default_factory=dict)
     parsed: dict[Key, Any] = field(default_factory=dict)
+    # Of our own kinds: the last spec that was valid.
+    specs: dict[Key, Any] = field(default_factory=dict)
     # Deleted objects and the version of their deletion: a list that was taken before must not bring them back.
     tombstones: dict[Key, int] = field(default_factory=dict)
     # Sorted view of `parsed` for snapshots; None when it has to be made anew.
@@ -292,17 +295,20 @@ class Store:
             shelf.parsed[key] = model.parse(manifest)
         except InvalidObject as error:
             self._invalid[kind.name, key] = error
-            last = shelf.parsed.get(key)
+            last = shelf.specs.get(key)
             if last is not None:
-                # What was valid last stays in effect; that it is not the present spec shows in `invalid`.
-                metadata = ObjectMeta.model_validate(manifest["metadata"])
-                shelf.parsed[key] = last.model_copy(update={"metadata": metadata})
+                # What was valid last stays in effect, with today's metadata and status; that it is not the present
+                # spec shows in `invalid`.
+                with contextlib.suppress(InvalidObject):
+                    shelf.parsed[key] = model.parse({**manifest, "spec": last})
         else:
+            shelf.specs[key] = manifest.get("spec")
             self._invalid.pop((kind.name, key), None)
 
     def _drop(self, kind: Kind, shelf: _Shelf, key: Key) -> None:
         shelf.manifests.pop(key, None)
         shelf.parsed.pop(key, None)
+        shelf.specs.pop(key, None)
         self._invalid.pop((kind.name, key), None)
 
     def _changed(self, kind: Kind, shelf: _Shelf) -> None:
