@@ -14,13 +14,12 @@ from tierwise.errors import TierwiseError
 
 logger = logging.getLogger("tierwise.engine")
 
-DRAIN_LIMIT_SECONDS = 600.0
-
 _HELP = """An OpenAI-compatible engine SIMULATOR with vLLM's metrics: no model runs, times follow a replica model.
 
 ARGUMENTS are those of a real engine, so that its manifest starts this: `MODEL`, `serve MODEL` or `--model MODEL`, then
 --served-model-name, --host, --port, --max-model-len, --max-num-seqs, --max-num-batched-tokens,
---tensor-parallel-size and --api-key as vLLM has them; --model-path and --context-length as SGLang; others are ignored.
+--tensor-parallel-size, --api-key and --shutdown-timeout as vLLM has them; --model-path and --context-length as SGLang;
+others are ignored.
 
 \b
 As an external provider: --provider --api-key KEY [--base-path /v1] [--rate-limit-rpm N]
@@ -65,10 +64,10 @@ async def serve(options: Options) -> None:
         await stop.wait()
         server.drain()
         try:
-            async with asyncio.timeout(DRAIN_LIMIT_SECONDS):
+            async with asyncio.timeout(options.drain_limit_seconds):
                 await server.idle.wait()
         except TimeoutError:
-            logger.warning("gave up on %d requests after %g s", server.active, DRAIN_LIMIT_SECONDS)
+            logger.warning("gave up on %d requests after %g s", server.active, options.drain_limit_seconds)
     logger.info("stopped; requests by outcome: %s", server.log.counts)
 
 

@@ -49,6 +49,7 @@ class Options:
         tokens_per_chunk: generated tokens in one event of a stream.
         wake_seconds: least time between two writes of one stream.
         drain_accept_seconds: after SIGTERM, how long new requests are still served.
+        drain_limit_seconds: after SIGTERM, how long running requests may take; vLLM's `--shutdown-timeout`.
         request_log: `-` for standard output, `off`, or a file.
         faults: at start.
         ignored: arguments that a real engine knows and this one does not.
@@ -73,6 +74,7 @@ class Options:
     tokens_per_chunk: int = 1
     wake_seconds: float = 0.04
     drain_accept_seconds: float = 5.0
+    drain_limit_seconds: float = 600.0
     request_log: str = "-"
     faults: Faults = field(default_factory=Faults)
     ignored: tuple[str, ...] = ()
@@ -106,16 +108,21 @@ _KNOWN: dict[str, str] = {
     "tls-key": "1",
     "ssl-keyfile": "1",
     "admin-port": "1",
+    "shutdown-timeout": "1",
     "provider": "0",
 }
+_ENTRY_MODULES = frozenset({"sglang.launch_server", "vllm.entrypoints.openai.api_server"})
 _SHORT = {"-tp": "tensor-parallel-size", "-m": "model"}
 
 
 def _split(arguments: Sequence[str]) -> tuple[str | None, dict[str, list[str]], list[str]]:
     """Positional model, known options, and everything else as it was written."""
     rest = list(arguments)
+    # What images without an entry point of their own are told to run.
+    if rest[:1] and rest[0].startswith("python") and rest[1:2] == ["-m"] and rest[2:3] and rest[2] in _ENTRY_MODULES:
+        rest = rest[3:]
     for word in ("vllm", "serve"):
-        if rest and rest[0] == word:
+        if rest[:1] == [word]:
             rest.pop(0)
     model = rest.pop(0) if rest and not rest[0].startswith("-") else None
     known: dict[str, list[str]] = {}
@@ -244,6 +251,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
         tokens_per_chunk=int(setting("TOKENS_PER_CHUNK", 1, 1)),
         wake_seconds=setting("WAKE_MS", 40.0, 20.0) / 1e3,
         drain_accept_seconds=setting("DRAIN_ACCEPT_SECONDS", 5.0, 0.0),
+        drain_limit_seconds=whole(600, 0, "shutdown-timeout"),
         request_log=environment.get("TIERWISE_SIM_REQUEST_LOG") or "-",
         faults=Faults.parse(environment.get("TIERWISE_SIM_FAULTS", "")),
         ignored=tuple(ignored),

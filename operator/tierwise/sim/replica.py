@@ -9,8 +9,8 @@ of n thousand prompt tokens takes `p0 + p1*n + p2*n^2` ms and blocks decoding. T
   `w = (p1*P/1e3 + p2*P^2/1e6 + D*(b + g*(P + D/2)/1e3)) / 1e3` seconds of its time on a request, its utilisation is
   `rho = L*w`, and `ITL = a/(1 - rho)`, because the tokens in flight are `L*D*ITL` (Little's law).
 
-The closed form leaves out p0 (prefills are batched under load) and the queue in front of prefill, so it is for load
-below saturation; `tests/sim` compares both forms.
+The closed form leaves out p0 (as if prefills were batched without end; `prompts_per_prefill=1` adds it in full, and the
+iteration level lies between the two) and the queue in front of prefill, so it is for load below saturation.
 """
 
 import math
@@ -132,16 +132,20 @@ class Mix:
         return cls(prompt, prompt * prompt, output, output * (prompt + output / 2))
 
 
-def work_seconds(params: ReplicaParams, mix: Mix) -> float:
-    """Replica-seconds that one mean request takes."""
-    prefill = params.p1_ms * mix.prompt / 1e3 + params.p2_ms * mix.prompt_squared / 1e6
+def work_seconds(params: ReplicaParams, mix: Mix, prompts_per_prefill: float = math.inf) -> float:
+    """Replica-seconds that one mean request takes; `prompts_per_prefill` share the fixed part of a prefill."""
+    prefill = (
+        params.p0_ms / prompts_per_prefill + params.p1_ms * mix.prompt / 1e3 + params.p2_ms * mix.prompt_squared / 1e6
+    )
     decode = mix.output * params.b_ms + params.g_ms * mix.output_context / 1e3
     return (prefill + decode) / 1e3
 
 
-def utilisation(params: ReplicaParams, mix: Mix, rate_per_replica: float) -> float:
+def utilisation(
+    params: ReplicaParams, mix: Mix, rate_per_replica: float, prompts_per_prefill: float = math.inf
+) -> float:
     """Share of a replica's time that depends on load, at `rate_per_replica` requests/s; 1 is saturation."""
-    return rate_per_replica * work_seconds(params, mix)
+    return rate_per_replica * work_seconds(params, mix, prompts_per_prefill)
 
 
 def inter_token_seconds(params: ReplicaParams, rho: float) -> float:
