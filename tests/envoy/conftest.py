@@ -1,4 +1,6 @@
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,6 @@ from envoy_lab import Lab, Upstream
 @pytest.fixture(scope="session", autouse=True)
 def envoy_on_path():
     """The wheel's Envoy is beside the interpreter; `PATH` need not name it."""
-    import os
-    import sys
-
     beside = str(Path(sys.executable).parent)
     before = os.environ["PATH"]
     os.environ["PATH"] = f"{beside}{os.pathsep}{before}"
@@ -32,7 +31,7 @@ async def lab(tmp_path_factory):
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def upstream(lab):
+async def upstream(lab):  # noqa: ARG001 - asks for it so that upstreams end before the gateway
     """Makes upstreams, and stops them after the test."""
     made: list[Upstream] = []
 

@@ -349,17 +349,22 @@ async def test_who_is_asked_for_hostnames_namespaces_and_unknown_names(lab, upst
 async def test_bodies_keep_every_other_byte(lab, upstream):
     a, x = await upstream("a"), await upstream("x")
     await lab.settle(two_tiers(split(100, 0), a, x))
+    forced = b'"stream_options":{"include_usage":true}'
     cases = {
-        b'{"n": 1234567890123456789, "model" : "legal/assistant" ,"z":1,"a":[{"model":"keep"}]}': b'{"n": 1234567890123456789, "model" : "qwen3-8b" ,"z":1,"a":[{"model":"keep"}]}',
-        '{"t":"a \\"model\\": \\"x\\" é \\u00e9","model":"legal/assistant"}'.encode(): '{"t":"a \\"model\\": \\"x\\" é \\u00e9","model":"qwen3-8b"}'.encode(),
-        b'{"model":"legal/assistant","stream":false}': b'{"model":"qwen3-8b","stream":false}',
-        b'{"model":"legal/assistant","stream":true}': b'{"stream_options":{"include_usage":true},"model":"qwen3-8b","stream":true}',
-        b'{"stream":true,"stream_options":{"include_usage":false,"x":1},"model":"legal/assistant"}': b'{"stream":true,"stream_options":{"include_usage":true,"x":1},"model":"qwen3-8b"}',
-        b'{"stream":true,"stream_options": {} ,"model":"legal/assistant"}': b'{"stream":true,"stream_options": {"include_usage":true} ,"model":"qwen3-8b"}',
-        b'{"stream":true,"stream_options":null,"model":"legal/assistant"}': b'{"stream":true,"stream_options":{"include_usage":true},"model":"qwen3-8b"}',
-        b'{"stream":true,"stream_options":{"include_usage":true},"model":"legal/assistant"}': b'{"stream":true,"stream_options":{"include_usage":true},"model":"qwen3-8b"}',
+        # What the client sends, and what is inserted; the model's name is replaced in each.
+        b'{"n": 1234567890123456789, "model" : "NAME" ,"z":1,"a":[{"model":"keep"}]}': (b"", b""),
+        '{"t":"a \\"model\\": \\"x\\" é \\u00e9","model":"NAME"}'.encode(): (b"", b""),
+        b'{"model":"NAME","stream":false}': (b"", b""),
+        b'{"model":"NAME","stream":true}': (b"{", b"{" + forced + b","),
+        b'{"stream":true,"stream_options":{"include_usage":false,"x":1},"model":"NAME"}': (b"false", b"true"),
+        b'{"stream":true,"stream_options": {} ,"model":"NAME"}': (b"{}", b'{"include_usage":true}'),
+        b'{"stream":true,"stream_options":{"x":1},"model":"NAME"}': (b'{"x"', b'{"include_usage":true,"x"'),
+        b'{"stream":true,"stream_options":null,"model":"NAME"}': (b"null", b'{"include_usage":true}'),
+        b'{"stream":true,' + forced + b',"model":"NAME"}': (b"", b""),
     }
-    for sent, expected in cases.items():
+    for given, (before, after) in cases.items():
+        sent = given.replace(b"NAME", b"legal/assistant")
+        expected = given.replace(b"NAME", b"qwen3-8b").replace(before, after, 1 if before else 0)
         assert (await lab.ask(body=sent)).status == 200
         assert a.seen[-1].body == expected
     long = b'{"model":"legal/assistant","x":"' + b"y" * (3 << 20) + b'"}'

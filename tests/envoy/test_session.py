@@ -20,7 +20,7 @@ def resource(type_url, name, **content):
 
 
 def served(owner, tiers, used, hosts, generation, bad):
-    """A namespace: `tiers` name -> version of its cluster; routes use `used`; `bad` is a type that Envoy will refuse."""
+    """A namespace: `tiers` name -> version of its cluster; its routes use `used`; `bad`: a type to refuse."""
     clusters = {f"{owner}/{t}": resource(CLUSTER, f"{owner}/{t}", v=v, bad=bad == CLUSTER) for t, v in tiers.items()}
     addresses = {name: resource(ENDPOINTS, name, v=generation) for name in clusters}
     routes = resource(ROUTES, owner, uses=sorted(f"{owner}/{t}" for t in used), v=generation, bad=bad == ROUTES)
@@ -163,9 +163,9 @@ class Delivery(RuleBasedStateMachine):
     @rule(steps=st.integers(1, 6), envoy_first=st.booleans())
     def exchange(self, steps, envoy_first):
         for _ in range(steps):
-            self.step(envoy_first)
+            self.step(envoy_first=envoy_first)
 
-    def step(self, envoy_first=True):
+    def step(self, *, envoy_first=True):
         if envoy_first and self.wire:
             self.envoy.take(self.wire.popleft())
         if self.envoy.out:
