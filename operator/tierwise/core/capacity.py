@@ -189,6 +189,11 @@ def _fit(capacity: Capacity, seen: Observation) -> Capacity:
     idle = capacity.idle_inter_token_seconds
     if idle is None:
         idle = itl * (1 - min(seen.work_rate / capacity.saturation, 0.9))
+    if itl < idle:
+        # A loaded replica is never faster than an idle one: the estimate was too high. Without this, one window of long
+        # prefills and few tokens could rule a tier out, and nothing would be measured any more that tells otherwise.
+        idle = itl
+        capacity = replace(capacity, idle_inter_token_seconds=idle, normal=None)
     anchor = _pseudo(0.0, idle, _ANCHOR_WEIGHT)
     anchor = _add(anchor, _pseudo(capacity.saturation / 2, 2 * idle, _ANCHOR_WEIGHT))
     # A batch of many sequences says more than one of few.
