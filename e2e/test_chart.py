@@ -1,8 +1,10 @@
 """The chart, by a real Helm, against a real API server: accepted, restricted, least privilege, refused when wrong."""
 
+import asyncio
 import json
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
@@ -204,3 +206,56 @@ def test_only_the_gateways_pair_is_mounted_in_a_gateway(platform: Cluster) -> No
         secrets = {v["secret"]["secretName"] for v in pod["spec"]["volumes"] if "secret" in v}
         assert secrets == {"tierwise-xds-client"}
         assert pod["spec"]["automountServiceAccountToken"] is False
+
+
+async def streamed(client: httpx.AsyncClient, url: str, model: str, tokens: int) -> str:
+    """Empty when the whole stream came, else what went wrong."""
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": "count"}],
+        "max_tokens": tokens,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    last = ""
+    try:
+        async with client.stream("POST", url, json=body) as answer:
+            if answer.status_code != 200:
+                return f"{answer.status_code} {(await answer.aread())[:200]!r}"
+            async for line in answer.aiter_lines():
+                last = line or last
+    except httpx.TransportError as error:
+        return f"{type(error).__name__}: {error}"
+    return "" if last == "data: [DONE]" else f"ended with {last!r}"
+
+
+async def test_a_gateway_that_is_stopped_cuts_no_stream(platform: Cluster) -> None:
+    """Streams that are longer than the least drain, on connections that are kept alive and on new ones."""
+    namespace = "drain"
+    platform.kubectl("create", "namespace", namespace, check=False)
+    support.apply(platform, namespace, support.in_cluster_tier("small"), support.policy("any", [{"name": "small"}]))
+    support.wait_ready(platform, namespace)
+    url = f"http://{install.gateway_address(platform)}/v1/chat/completions"
+    gateways = support.pods(platform, install.NAMESPACE, "tierwise.dev/component=gateway")
+    stopped = gateways[0]["metadata"]["name"]
+    outcomes: list[str] = []
+
+    async def one(client: httpx.AsyncClient, tokens: int) -> None:
+        outcomes.append(await streamed(client, url, f"{namespace}/any", tokens))
+
+    async with httpx.AsyncClient(timeout=60) as client, asyncio.TaskGroup() as group:
+        for turn in range(50):
+            group.create_task(one(client, tokens=800 if turn % 5 == 0 else 40))
+            await asyncio.sleep(0.1)
+            if turn == 10:
+                await asyncio.to_thread(
+                    platform.kubectl, "delete", "pod", stopped, "-n", install.NAMESPACE, "--wait=false"
+                )
+    assert outcomes == [""] * 50
+    gone = f"pod/{stopped}"
+    support.until(
+        lambda: gone not in support.names(platform, install.NAMESPACE, "pods"), seconds=60, what="the gateway has ended"
+    )
+    events = platform.kubectl("get", "events", "-n", install.NAMESPACE).stdout
+    assert "FailedPreStopHook" not in events
+    platform.kubectl("delete", "namespace", namespace, "--wait=false")
