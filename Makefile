@@ -59,7 +59,7 @@ bench-propagation: setup cluster-binaries  ## Print how long a weight change tak
 	$(BIN)/python e2e/bench_propagation.py
 
 bench-steady-state: setup cluster-binaries  ## Ten quiet minutes: print the operator's writes from the audit log
-	$(BIN)/python e2e/bench_steady_state.py
+	TIERWISE_STEADY_SECONDS=600 $(PYTEST) e2e/test_operator_cluster.py -k at_rest --timeout=900 -s
 
 clean:  ## Remove the virtual environment and results
 	rm -rf $(VENV) demo-results

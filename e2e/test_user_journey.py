@@ -1,7 +1,11 @@
 """What the README tells a user to do, done as a user: kubectl, the OpenAI client, the eyes."""
 
+import os
+import re
 import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import openai
@@ -120,6 +124,36 @@ def test_changing_a_tier_rolls_it_without_a_failed_request(platform: Cluster, cl
 
     support.until(rolled, seconds=90, what="the tier has rolled")
     print(f"{sent} requests during the roll-out, none failed")
+
+
+def test_the_readmes_ten_lines_work_as_pasted(platform: Cluster, client: openai.OpenAI) -> None:
+    assert client
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    (script,) = re.findall(r"(?s)```yaml\n(kubectl apply .*?)```", text)
+    namespace = "readme"
+    platform.kubectl("create", "namespace", namespace)
+    context = ["config", "set-context", "--current", f"--namespace={namespace}"]
+    platform.kubectl(*context)
+    try:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            env=platform.environment() | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=150,
+        )
+    finally:
+        platform.kubectl("config", "set-context", "--current", "--namespace=default")
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr
+    answer = httpx.post(
+        f"http://{install.gateway_address(platform)}/v1/chat/completions",
+        json={"model": f"{namespace}/hello", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 3},
+        timeout=30,
+    )
+    assert answer.headers["x-tierwise-tier"] == "tiny"
+    platform.kubectl("delete", "namespace", namespace, "--wait=false")
 
 
 def test_a_bad_manifest_says_what_to_do(platform: Cluster) -> None:
