@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 import time
 
 import aiohttp
@@ -283,7 +284,6 @@ async def test_a_provider_over_tls(tmp_path):
     certificate.cert_chain_pems[0].write_to_path(pem)
     certificate.private_key_pem.write_to_path(key)
     authority.cert_pem.write_to_path(ca)
-    import ssl  # noqa: PLC0415 - only here
 
     settings = parse(
         [
