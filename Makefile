@@ -43,7 +43,7 @@ unit: setup  ## Fast unit and property tests
 	$(PYTEST) tests
 
 e2e: setup cluster-binaries  ## Whole-system tests on a real control plane, Envoy and Prometheus
-	$(PYTEST) e2e
+	$(PYTEST) e2e --timeout=600
 
 lock: setup  ## Renew the lock files (hashes, no addresses)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
