@@ -30,7 +30,8 @@ Sink: TypeAlias = Callable[[Kind, str | None, Mapping[str, Any]], None]
 LOGIN_LIFETIME = timedelta(minutes=10)
 STEADY = timedelta(minutes=5)  # a run this long resets the backoff
 RESTART_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
-STOP_SECONDS = 10.0
+# It writes nothing that would have to be finished.
+STOP_SECONDS = 3.0
 
 
 @dataclass(slots=True)
