@@ -30,6 +30,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/workqueue"
@@ -45,6 +46,7 @@ type node struct {
 	recorder record.EventRecorder
 	network  *network
 	sources  *sources
+	pods     corelisters.PodLister
 
 	mutex      sync.Mutex
 	workers    map[string]*worker
@@ -126,6 +128,7 @@ func serve(ctx context.Context, o *options) error {
 				configMaps: provider.ConfigMaps, secrets: provider.Secrets, allocatable: capacity,
 				nodeName: o.name, hostIP: o.address, apiHost: o.address, apiPort: o.apiAddress,
 			}
+			n.pods = provider.Pods
 			return n, nil, nil
 		},
 		nodeutil.WithClient(client),

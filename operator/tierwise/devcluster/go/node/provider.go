@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"strconv"
 	"time"
@@ -13,8 +14,17 @@ import (
 	"github.com/virtual-kubelet/virtual-kubelet/errdefs"
 	"github.com/virtual-kubelet/virtual-kubelet/node/api"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	statsv1alpha1 "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 	utilexec "k8s.io/utils/exec"
+)
+
+const (
+	// objectTimeout bounds how long the node tries to remove a Pod's object; virtual-kubelet tries again later.
+	objectTimeout  = time.Minute
+	statusPatience = 2 * time.Second
+	statusInterval = 20 * time.Millisecond
 )
 
 // These methods are what virtual-kubelet asks of a provider. Pods live in workers; the methods return at once.
@@ -64,16 +74,46 @@ func (n *node) DeletePod(ctx context.Context, pod *corev1.Pod) error {
 		w.update(pod)
 	}
 	w.stop(grace)
-	go func() {
-		<-w.finished
-		key := pod.Namespace + "/" + pod.Name
-		n.mutex.Lock()
-		defer n.mutex.Unlock()
-		if n.workers[key] == w {
-			delete(n.workers, key)
-		}
-	}()
+	go n.forget(w)
 	return nil
+}
+
+// forget waits for the Pod's end and removes its object at once, as the kubelet does; virtual-kubelet would leave it
+// there for the whole grace period.
+func (n *node) forget(w *worker) {
+	<-w.finished
+	pod := w.podNow()
+	key := pod.Namespace + "/" + pod.Name
+	n.mutex.Lock()
+	if n.workers[key] == w {
+		delete(n.workers, key)
+	}
+	n.mutex.Unlock()
+	if pod.DeletionTimestamp == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), objectTimeout)
+	defer cancel()
+	// Controllers should see how it ended before it goes.
+	for range int(statusPatience / statusInterval) {
+		known, err := n.pods.Pods(pod.Namespace).Get(pod.Name)
+		if err != nil || known.UID != pod.UID || known.Status.Phase == corev1.PodSucceeded || known.Status.Phase == corev1.PodFailed {
+			break
+		}
+		sleep(ctx, statusInterval)
+	}
+	now := metav1.NewDeleteOptions(0)
+	now.Preconditions = metav1.NewUIDPreconditions(string(pod.UID))
+	for {
+		err := n.client.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, *now)
+		if err == nil || apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+			return
+		}
+		log.Printf("%s: %v", key, err)
+		if !sleep(ctx, time.Second) {
+			return
+		}
+	}
 }
 
 // GetPod returns the Pod with its present status.
