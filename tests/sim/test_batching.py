@@ -145,3 +145,19 @@ def test_nothing_is_lost_and_order_of_admission_holds(arrivals):
     admitted = [sequence.admitted_seconds for sequence in sequences]
     assert admitted == sorted(admitted)
     assert all(sequence.first_token_seconds >= sequence.arrival_seconds for sequence in sequences)
+
+
+def test_an_abort_right_after_the_first_token_leaves_no_gap_behind():
+    counts = []
+    batcher = Batcher(PARAMS, Hooks(tokens=lambda _, count: counts.append(count)))
+    stays, goes = Sequence(100, 5, 0.0), Sequence(100, 5, 0.0)
+    other = Sequence(100, 9, 0.0)
+    for sequence in (other, stays, goes):
+        batcher.submit(sequence)
+    while goes.first_token_seconds is None:
+        batcher.advance(batcher.next_boundary_seconds)
+    assert batcher.emitted(goes) == 1
+    batcher.abort(goes)
+    batcher.advance(100.0)
+    assert min(counts) > 0
+    assert sum(counts) == (5 - 1) + (9 - 1)
