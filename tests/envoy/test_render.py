@@ -129,6 +129,28 @@ def test_the_listener_never_changes(given_world):
     assert gateway.render(given_world).shared[LISTENER] == gateway.render(world()).shared[LISTENER]
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.lists(worlds(), min_size=2, max_size=4))
+def test_what_was_rendered_before_makes_no_difference(sequence):
+    renderer = gateway.Renderer()
+    for each in [*sequence, sequence[0]]:
+        # Objects that stay are the very same ones in the next world, as in the operator's store.
+        mixed = dataclasses.replace(each, tiers={**sequence[0].tiers, **each.tiers})
+        assert renderer(mixed) == gateway.render(mixed)
+        assert renderer(mixed) == gateway.render(mixed)
+
+
+def test_only_namespaces_that_changed_are_made_anew():
+    renderer = gateway.Renderer()
+    before = world([in_cluster(), in_cluster(namespace="sales")], [], {"legal/compact": [1]})
+    one = renderer(before)
+    two = renderer(
+        dataclasses.replace(before, endpoints={Key("legal", "compact"): (Endpoint("10.0.0.1", 2, True, True, False),)})
+    )
+    assert two.namespaces["sales"] is one.namespaces["sales"]
+    assert two.namespaces["legal"] is not one.namespaces["legal"]
+
+
 def bundle_of(**more) -> NamespaceBundle:
     given_world = world([in_cluster()], [policy(classes=[{"name": "all", "tiers": [{"name": "compact"}]}])], **more)
     return gateway.render(given_world).namespaces["legal"]

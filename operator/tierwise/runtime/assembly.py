@@ -10,7 +10,7 @@ from tierwise.render.envoy import gateway as envoy
 from tierwise.runtime.app import Operator, Rooms
 from tierwise.settings import Settings
 
-ROOMS = Rooms(plan=planner.plan, statuses=planner.gateway_statuses, render=envoy.render)
+ROOMS = Rooms(plan=planner.plan, statuses=planner.gateway_statuses, render=envoy.Renderer())
 
 
 async def operator(settings: Settings, rooms: Rooms = ROOMS) -> Operator:

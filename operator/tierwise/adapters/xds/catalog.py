@@ -56,6 +56,7 @@ class Catalog:
         refused: namespace -> the refusal of its newest bundle.
         invalid: namespace -> why its newest render is no configuration at all.
         served: owner -> what gateways shall have.
+        encoded: namespace -> the newest bundle and what it encodes to.
     """
 
     wanted: dict[str, NamespaceBundle] = field(default_factory=dict)
@@ -63,12 +64,14 @@ class Catalog:
     refused: dict[str, Refusal] = field(default_factory=dict)
     invalid: dict[str, str] = field(default_factory=dict)
     served: dict[str, Served] = field(default_factory=dict)
+    encoded: dict[str, tuple[NamespaceBundle, Served]] = field(default_factory=dict)
 
     def publish(self, prepared: "Prepared") -> set[str]:
         """Take a new configuration; the owners whose resources changed."""
         config = prepared.config
         self.invalid = dict(config.invalid)
         self.wanted = dict(config.namespaces)
+        self.encoded = dict(prepared.encoded)
         for namespace, refusal in list(self.refused.items()):
             bundle = self.wanted.get(namespace)
             if bundle is None or bundle.hash != refusal.hash:
@@ -106,10 +109,12 @@ class Catalog:
         bundle = self._choose(namespace)
         if bundle is None:
             return {namespace} if self.served.pop(namespace, None) is not None else set()
-        return self._serve(encode_bundle(bundle))
+        newest = self.encoded.get(namespace)
+        return self._serve(newest[1] if newest is not None and newest[0] is bundle else encode_bundle(bundle))
 
     def _serve(self, served: Served) -> set[str]:
-        if self.served.get(served.owner) == served:
+        before = self.served.get(served.owner)
+        if before is served or before == served:
             return set()
         self.served[served.owner] = served
         return {served.owner}
@@ -131,23 +136,32 @@ class Prepared:
     Attributes:
         config: as rendered.
         shared: type URL -> name -> resource of no namespace.
+        encoded: namespace -> its bundle and what it encodes to.
         good: last good bundles that were kept, by namespace.
     """
 
     config: GatewayConfig
     shared: Mapping[str, Mapping[str, Encoded]]
+    encoded: Mapping[str, tuple[NamespaceBundle, Served]]
     good: Mapping[str, NamespaceBundle]
 
 
-def prepare(config: GatewayConfig, good: Mapping[str, NamespaceBundle]) -> Prepared:
-    """Encode everything.
+def prepare(
+    config: GatewayConfig,
+    good: Mapping[str, NamespaceBundle],
+    before: Mapping[str, tuple[NamespaceBundle, Served]] | None = None,
+) -> Prepared:
+    """Encode everything that is not the very bundle that `before` holds.
 
     Raises:
         InvalidResource: what `render` should have caught.
     """
-    for bundle in config.namespaces.values():
-        encode_bundle(bundle)  # keeps the result in the encoder's cache
-    return Prepared(config, {url: encode_all(found.values()) for url, found in config.shared.items()}, good)
+    encoded = {}
+    for namespace, bundle in config.namespaces.items():
+        known = before.get(namespace) if before is not None else None
+        encoded[namespace] = known if known is not None and known[0] is bundle else (bundle, encode_bundle(bundle))
+    shared = {url: encode_all(found.values()) for url, found in config.shared.items()}
+    return Prepared(config, shared, encoded, good)
 
 
 def encode_bundle(bundle: NamespaceBundle) -> Served:

@@ -146,8 +146,8 @@ class XdsServer:
 
     async def publish(self, config: GatewayConfig, world: World) -> None:
         """Serve this configuration from now on, but what gateways have refused already."""
-        known = set(self._catalog.good)
-        prepared = await asyncio.to_thread(lambda: prepare(config, _kept(world, known)))
+        known, before = set(self._catalog.good), self._catalog.encoded
+        prepared = await asyncio.to_thread(lambda: prepare(config, _kept(world, known), before))
         self._touch(self._catalog.publish(prepared))
         for namespace in [*self._words]:
             if namespace not in self._catalog.refused:

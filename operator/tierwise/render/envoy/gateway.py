@@ -1,10 +1,12 @@
 """The whole gateway configuration of a world: one bundle per namespace, and what they share."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
+from tierwise.api.model_tier import ModelTier
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.core import claims
-from tierwise.core.world import Key, World
+from tierwise.core.world import Endpoint, Key, World
 from tierwise.render.envoy import clusters, endpoints, errors, listener, models, routes, scopes, secrets
 from tierwise.render.envoy.bundle import GatewayConfig, NamespaceBundle, Resource
 from tierwise.render.envoy.fields import BAD_BODY, DEFAULT_ROUTES, LISTENER_NAME, NO_MODEL, REQUESTED_HEADER
@@ -21,29 +23,102 @@ def render(world: World, options: GatewayOptions = DEFAULTS) -> GatewayConfig:
     Raises:
         InvalidResource: of the shared resources; a defect of Tierwise, no user's doing.
     """
-    settled = claims.settle(world.policies)
-    owned = _models_by_namespace(settled)
-    names = sorted({key.namespace for key in (*world.tiers, *world.policies)})
-    bundles: dict[str, NamespaceBundle] = {}
-    invalid: dict[str, str] = {}
-    for namespace in names:
-        hostnames = [host for host, owner in settled.hostnames.items() if owner.namespace == namespace]
-        bundle = _bundle(world, namespace, owned.get(namespace, {}), hostnames, options)
+    return Renderer(options)(world)
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """All that a namespace's bundle is made of."""
+
+    namespace: str
+    tiers: dict[str, ModelTier]
+    policies: dict[str, RoutingPolicy]
+    owners: dict[str, str]
+    hostnames: tuple[str, ...]
+    endpoints: dict[str, tuple[Endpoint, ...]]
+    credentials: dict[str, str] = field(repr=False)
+
+    def same_as(self, other: "_Inputs") -> bool:
+        """Made of the very same objects: comparing them field by field would cost more than rendering."""
+        return (
+            _identical(self.tiers, other.tiers)
+            and _identical(self.policies, other.policies)
+            and _identical(self.endpoints, other.endpoints)
+            and (self.owners, self.hostnames, self.credentials) == (other.owners, other.hostnames, other.credentials)
+        )
+
+
+def _identical(left: Mapping[str, object], right: Mapping[str, object]) -> bool:
+    return left.keys() == right.keys() and all(value is right[name] for name, value in left.items())
+
+
+class Renderer:
+    """`render` that keeps each namespace's bundle and makes anew only those whose objects are others than before.
+
+    With 1,000 tiers in 200 namespaces a whole render takes seconds of processor time, a change of one namespace
+    milliseconds. The result never depends on what was rendered before.
+    """
+
+    def __init__(self, options: GatewayOptions = DEFAULTS) -> None:
+        self._options = options
+        self._made: dict[str, tuple[_Inputs, NamespaceBundle | InvalidResource]] = {}
+
+    def __call__(self, world: World) -> GatewayConfig:
+        """As `render`."""
+        settled = claims.settle(world.policies)
+        inputs = _inputs(world, settled)
+        made = {namespace: self._make(each) for namespace, each in inputs.items()}
+        self._made = made
+        bundles: dict[str, NamespaceBundle] = {}
+        invalid: dict[str, str] = {}
+        for namespace, (_, outcome) in made.items():
+            if isinstance(outcome, InvalidResource):
+                invalid[namespace] = str(outcome)
+            else:
+                bundles[namespace] = outcome
+        shared = {
+            LISTENER: {LISTENER_NAME: listener.listener(self._options)},
+            ROUTES: {DEFAULT_ROUTES: _default_routes(inputs)},
+            SCOPE: scopes.default(),
+        }
+        for resources in shared.values():
+            for resource in resources.values():
+                encode(resource)
+        return GatewayConfig(shared=shared, namespaces=bundles, invalid=invalid)
+
+    def _make(self, inputs: _Inputs) -> tuple[_Inputs, NamespaceBundle | InvalidResource]:
+        before = self._made.get(inputs.namespace)
+        if before is not None and before[0].same_as(inputs):
+            return before
+        bundle = _bundle(inputs, self._options)
         try:
             check(bundle)
         except InvalidResource as error:
-            invalid[namespace] = str(error)
-        else:
-            bundles[namespace] = bundle
-    shared = {
-        LISTENER: {LISTENER_NAME: listener.listener(options)},
-        ROUTES: {DEFAULT_ROUTES: _default_routes(world, owned)},
-        SCOPE: scopes.default(),
+            return inputs, error
+        return inputs, bundle
+
+
+def _inputs(world: World, settled: claims.Claims) -> dict[str, _Inputs]:
+    """What each namespace's bundle is made of, by namespace, sorted."""
+    found = {
+        namespace: _Inputs(namespace, {}, {}, {}, (), {}, {})
+        for namespace in sorted({key.namespace for key in (*world.tiers, *world.policies)})
     }
-    for resources in shared.values():
-        for resource in resources.values():
-            encode(resource)
-    return GatewayConfig(shared=shared, namespaces=bundles, invalid=invalid)
+    for key, tier in sorted(world.tiers.items()):
+        each = found[key.namespace]
+        each.tiers[key.name] = tier
+        each.endpoints[key.name] = world.endpoints.get(key, ())
+        credential = secrets.credential_value(world, key, tier)
+        if credential is not None:
+            each.credentials[key.name] = credential
+    for key, policy in sorted(world.policies.items()):
+        found[key.namespace].policies[key.name] = policy
+    for (namespace, model), owner in settled.models.items():
+        found[namespace].owners[model] = owner.name
+    hostnames: dict[str, list[str]] = {}
+    for hostname, owner in settled.hostnames.items():
+        hostnames.setdefault(owner.namespace, []).append(hostname)
+    return {name: replace(each, hostnames=tuple(hostnames.get(name, ()))) for name, each in found.items()}
 
 
 def check(bundle: NamespaceBundle) -> None:
@@ -66,20 +141,10 @@ def bundle_hash(
     return content_hash(dict(found), routes_found, dict(scopes_found))
 
 
-def _models_by_namespace(settled: claims.Claims) -> dict[str, dict[str, str]]:
-    owned: dict[str, dict[str, str]] = {}
-    for (namespace, model), owner in settled.models.items():
-        owned.setdefault(namespace, {})[model] = owner.name
-    return owned
-
-
-def _bundle(
-    world: World, namespace: str, owners: Mapping[str, str], hostnames: list[str], options: GatewayOptions
-) -> NamespaceBundle:
-    tiers = world.tiers_in(namespace)
-    policies = world.policies_in(namespace)
+def _bundle(inputs: _Inputs, options: GatewayOptions) -> NamespaceBundle:
+    namespace, tiers = inputs.namespace, inputs.tiers
     removed = clusters.foreign_headers(tiers)
-    sticky = _sticky_tiers(policies)
+    sticky = _sticky_tiers(inputs.policies)
     found: dict[str, Resource] = {}
     assigned: dict[str, Resource] = {}
     credentials: dict[str, Resource] = {}
@@ -87,16 +152,15 @@ def _bundle(
         key = Key(namespace, name)
         if tier.spec.external is None:
             found[str(key)] = clusters.in_cluster(key, tier, removed, options, sticky=name in sticky)
-            assigned[str(key)] = endpoints.endpoints(str(key), world.endpoints.get(key, ()), clusters.host_of(key))
-        else:
-            credential = secrets.credential_value(world, key, tier)
-            needed = tier.spec.external.credentials_ref is not None
-            usable = credential is not None or not needed
-            found[str(key)] = clusters.external(key, tier, tier.spec.external, removed, options, usable=usable)
-            if credential is not None:
-                credentials[str(key)] = secrets.secret(str(key), credential)
-    routed = routes.configuration(namespace, policies, owners, tiers, options) if owners else None
-    scoped = scopes.of_namespace(namespace, hostnames) if routed is not None else {}
+            assigned[str(key)] = endpoints.endpoints(str(key), inputs.endpoints[name], clusters.host_of(key))
+            continue
+        credential = inputs.credentials.get(name)
+        usable = credential is not None or tier.spec.external.credentials_ref is None
+        found[str(key)] = clusters.external(key, tier, tier.spec.external, removed, options, usable=usable)
+        if credential is not None:
+            credentials[str(key)] = secrets.secret(str(key), credential)
+    routed = routes.configuration(namespace, inputs.policies, inputs.owners, tiers, options) if inputs.owners else None
+    scoped = scopes.of_namespace(namespace, inputs.hostnames) if routed is not None else {}
     return NamespaceBundle(
         namespace=namespace,
         clusters=found,
@@ -118,12 +182,12 @@ def _sticky_tiers(policies: Mapping[str, RoutingPolicy]) -> set[str]:
     }
 
 
-def _default_routes(world: World, owned: Mapping[str, Mapping[str, str]]) -> Resource:
+def _default_routes(inputs: Mapping[str, _Inputs]) -> Resource:
     """Answers to requests that belong to no namespace."""
     data = [
         entry
-        for namespace, owners in sorted(owned.items())
-        for entry in models.entries(namespace, world.policies_in(namespace), owners, qualified=True)
+        for namespace, each in inputs.items()
+        for entry in models.entries(namespace, each.policies, each.owners, qualified=True)
     ]
 
     def asked(value: str) -> dict[str, object]:
