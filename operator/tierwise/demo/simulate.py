@@ -32,6 +32,8 @@ PROCESS_START_SECONDS = 2.0
 """From a Pod's creation until its process runs, and from its readiness until the gateway knows."""
 SYNC_SECONDS = 5.0
 """The development cluster's `--horizontal-pod-autoscaler-sync-period`."""
+METRIC_SECONDS = 5.0
+"""Engines are scraped every second, and the autoscaler takes the newest sample."""
 HPA_SHARE = 0.7
 
 
@@ -126,7 +128,7 @@ def _scaling(tier: ModelTier) -> HpaSpec | None:
         max_replicas=inside.replicas.max,
         sync_seconds=SYNC_SECONDS,
         down_stabilisation_seconds=300.0 if window is None else float(window),
-        metric_window_seconds=5.0,
+        metric_window_seconds=METRIC_SECONDS,
     )
 
 
@@ -206,6 +208,7 @@ def others(model: Model, trace: Sequence[TraceRequest], seconds: float, attainme
         max_replicas=20,
         down_stabilisation_seconds=15.0,
         sync_seconds=SYNC_SECONDS,
+        metric_window_seconds=METRIC_SECONDS,
     )
     search = Search(model.fleet, trace, options, seconds)
     reference = model.terms.reference

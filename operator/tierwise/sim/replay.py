@@ -175,6 +175,7 @@ class Search:
                 min_replicas=1,
                 max_replicas=self.options.max_replicas,
                 sync_seconds=self.options.sync_seconds,
+                metric_window_seconds=self.options.metric_window_seconds,
                 down_stabilisation_seconds=self.options.down_stabilisation_seconds,
             )
             bounds[tier.name] = (1, self.options.max_replicas)

@@ -25,6 +25,7 @@ class SearchOptions:
         max_replicas: per tier.
         down_stabilisation_seconds: of the HPAs.
         sync_seconds: of the HPAs.
+        metric_window_seconds: over which the HPAs' metric is averaged.
     """
 
     attainment: float = 0.99
@@ -33,6 +34,7 @@ class SearchOptions:
     max_replicas: int = 40
     down_stabilisation_seconds: float = 300.0
     sync_seconds: float = 15.0
+    metric_window_seconds: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
