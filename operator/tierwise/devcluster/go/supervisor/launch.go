@@ -44,12 +44,13 @@ func Launch(arguments []string) error {
 	command.Stdout, command.Stderr = log, log
 	command.ExtraFiles = []*os.File{os.NewFile(uintptr(fd), "listener")}
 	command.Dir = "/"
+	command.Env = environment()
 	command.SysProcAttr = &syscall.SysProcAttr{
 		Setsid:     true,
 		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC,
 	}
 	if os.Geteuid() != 0 {
-		command.Env = append(os.Environ(), UserNamespace+"=1")
+		command.Env = append(command.Env, UserNamespace+"=1")
 		command.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
 		command.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}}
 		command.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}}
@@ -58,6 +59,17 @@ func Launch(arguments []string) error {
 		return fmt.Errorf("namespaces for the cluster: %w", err)
 	}
 	return writeFile(config.pidFile("supervisor"), strconv.Itoa(command.Process.Pid)+"\n")
+}
+
+// environment is what the cluster's programs inherit. A proxy or a kubeconfig of the user's would lead them astray.
+func environment() []string {
+	var kept []string
+	for _, name := range []string{"PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR"} {
+		if value, found := os.LookupEnv(name); found {
+			kept = append(kept, name+"="+value)
+		}
+	}
+	return kept
 }
 
 // prepareMounts gives the supervisor's namespace a /proc and a resolv.conf of its own.
