@@ -18,17 +18,18 @@ from rich.console import Console
 from tierwise.adapters import prometheus
 from tierwise.adapters.prometheus import Prometheus, PrometheusError
 from tierwise.adapters.queries import Targets
-from tierwise.api.in_cluster import Engine
+from tierwise.api.in_cluster import InCluster, Replicas
 from tierwise.core.signals import Missing, Reading
 from tierwise.devcluster import build
-from tierwise.runtime.targets import PRESETS
+from tierwise.runtime.targets import metrics_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 COMPACT, FRONTIER = ("team-a", "compact"), ("team-a", "frontier")
 CLASS = ("team-a", "assistant", "routine")
+ENGINE = InCluster(image="vllm/vllm-openai:v0.24.0", replicas=Replicas(min=1, max=1))
 TARGETS = Targets(
-    in_cluster={COMPACT: PRESETS[Engine.VLLM]},
+    in_cluster={COMPACT: metrics_of(ENGINE)},
     external=frozenset({FRONTIER}),
     classes={CLASS: ("compact", "frontier")},
 )
