@@ -110,7 +110,7 @@ def test_skipping_ahead_gives_the_same_times(arrivals, seed):
     def run(hooks, step):
         batcher = Batcher(PARAMS, hooks)
         sequences = []
-        source = random.Random(seed)  # noqa: S311 - simulated arrivals
+        source = random.Random(seed)
         for at, prompt, output in sorted(arrivals):
             batcher.advance(at)
             sequence = Sequence(prompt, output, at)

@@ -24,7 +24,7 @@ from tierwise.sim.replica import (
 
 def simulated(params, prompt, output, rate, seconds=400.0, seed=1):
     """Mean time between tokens and mean time to first token of an iteration-level run with Poisson arrivals."""
-    source = random.Random(seed)  # noqa: S311 - simulated arrivals
+    source = random.Random(seed)
     batcher = Batcher(params)
     sequences = []
     at = source.expovariate(rate)
