@@ -63,8 +63,9 @@ def test_a_client_that_lags_is_noticed() -> None:
 
 
 def test_a_mix_below_its_floor_is_noticed_and_scatter_is_not() -> None:
-    assert checks.floor_kept("routine", 0.8195, 0.82).held
-    assert not checks.floor_kept("routine", 0.81, 0.82).held
+    assert checks.floor_kept("routine", 0.8195, 0.82, 0.001).held
+    assert not checks.floor_kept("routine", 0.8195, 0.82).held
+    assert not checks.floor_kept("routine", 0.81, 0.82, 0.001).held
     assert not checks.floor_kept("routine", None, 0.82).held
     assert checks.floor_kept("routine", None, None).held
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from tierwise.demo.records import Served
 
-QUALITY_TOLERANCE = 0.003
-"""Weights are probabilities: with n requests a share p scatters by sqrt(p(1-p)/n), 0.011 at 0.7 of 1,700, and a mean
-score by that times the gap between the tiers' scores (0.07 to 0.25)."""
+STANDARD_ERRORS = 2.0
+"""Weights are probabilities, so a realised mean score scatters around the intended one: by the standard deviation of the
+tiers' scores over the requests, divided by the root of their number."""
 
 BINDING_MARGIN = 0.02
 """A floor binds when the mix lies within this above it."""
@@ -100,14 +100,22 @@ def client_kept_up(served: Sequence[Served], *, limit_seconds: float = 0.1) -> C
     return Check("client kept up", worst <= limit_seconds, f"99% sent within {1000 * worst:.0f} ms of their time")
 
 
-def floor_kept(class_name: str, score: float | None, floor: float | None) -> Check:
-    """A class's realised mean score is not below its floor (but for the scatter of a random split)."""
+def floor_kept(class_name: str, score: float | None, floor: float | None, scatter: float = 0.0) -> Check:
+    """A class's realised mean score is not below its floor, but for the scatter of a random split.
+
+    Args:
+        class_name: of the class.
+        score: realised mean; None: not known.
+        floor: least that is accepted; None: none.
+        scatter: standard error of the mean.
+    """
     name = f"floor of {class_name} kept"
     if floor is None:
         return Check(name, held=True, text="no floor")
     if score is None:
         return Check(name, held=False, text="score of the mix is not known")
-    return Check(name, score >= floor - QUALITY_TOLERANCE, f"score {score:.3f}, floor {floor:.3f}")
+    text = f"score {score:.3f}, floor {floor:.3f}, standard error {scatter:.3f}"
+    return Check(name, score >= floor - STANDARD_ERRORS * scatter, text)
 
 
 def floor_binds(scores: Mapping[str, tuple[float | None, float | None]]) -> Check:

@@ -6,16 +6,17 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 from rich.console import Console
 
-from tierwise.demo import load, objects, report, results, run, stage, summary, timeline, upstream
+from tierwise.demo import load, objects, report, results, run, simulate, stage, summary, timeline, upstream
+from tierwise.demo.live import WIDTH
 from tierwise.demo.stage import Stage
-from tierwise.demo.summary import Outcome
+from tierwise.demo.summary import Outcome, Simulated
 from tierwise.devcluster.cluster import Cluster
 from tierwise.sim.traces import TraceRequest
 
@@ -78,7 +79,9 @@ def demo(
 
     Ends with exit code 0 only when the run worked and everything that it promises held.
     """
-    console = Console(soft_wrap=False)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
     options = Options(
         minutes=minutes,
         trace=trace,
@@ -104,21 +107,24 @@ def _perform(options: Options, console: Console) -> Outcome:
     def say(text: str) -> None:
         console.print(f"{time.monotonic() - options.began:6.1f} s  {text}", highlight=False, soft_wrap=True)
 
-    terms = objects.terms_of(stage.documents())
+    model = simulate.model_of(stage.documents(), stage.PROVIDER_PROFILE, options.seed)
+    terms = model.terms
     trace = load.prepared(options.trace, options.seed, 60 * options.minutes, terms)
     options.output.mkdir(parents=True, exist_ok=True)
     source = options.trace or f"the built-in trace, seed {options.seed}"
     say(f"{len(trace)} requests in {options.minutes:g} min from {source}")
     cluster, owned = stage.open_cluster(options.name, options.kubeconfig, console)
     with _cleared(Stage(cluster, owned, terms), options) as made:
-        ready = stage.prepare(cluster, owned=owned, control=options.control, say=say)
+        target = simulate.hpa_target(model, trace, 60 * options.minutes) if options.control else None
+        ready = stage.prepare(cluster, owned=owned, control=target, say=say)
         made.namespaces, made.gateway, made.timings = ready.namespaces, ready.gateway, ready.timings
         arms = [run.AUTO_ARM, *([run.LARGE_ARM] if options.control else [])]
         asyncio.run(run.first_answer(made, arms))
         made.timings["first answer since start"] = time.monotonic() - options.began
         say("the first request was answered through the gateway")
         seen = asyncio.run(run.perform(made, arms, trace, options.output, console, show=options.live))
-        outcome = _conclude(options, made, trace, arms, seen)
+        rows = _rehearsed(options, model, trace, seen.seconds, say)
+        outcome = _conclude(options, made, trace, arms, seen, rows)
         report.show(outcome, terms.currency, console)
         lives = seen.recorder.book.lives.values()
         points = timeline.build(int(seen.seconds), arms, terms, seen.recorder.observed)
@@ -155,12 +161,23 @@ def _explain(made: Stage) -> None:
         click.echo(f"  tierwise cluster down --name {made.cluster.name}    # to end it")
 
 
+def _rehearsed(
+    options: Options, model: simulate.Model, trace: list[TraceRequest], seconds: float, say: Callable[[str], None]
+) -> tuple[Simulated, ...]:
+    if not options.simulate:
+        return ()
+    say("comparing with other rules in simulation: same trace, tiers and prices")
+    auto, _ = simulate.rehearse(model, trace, seconds)
+    return (auto, *simulate.others(model, trace, seconds))
+
+
 def _conclude(
     options: Options,
     made: Stage,
     trace: list[TraceRequest],
     arms: list[timeline.Arm],
     seen: run.Seen,
+    rows: tuple[Simulated, ...],
 ) -> Outcome:
     observed = seen.recorder.observed
     outcomes = {arm.name: summary.arm_outcome(arm, made.terms, observed, seen.seconds) for arm in arms}
@@ -169,7 +186,7 @@ def _conclude(
         wanted = [*(arm.namespace for arm in arms), objects.PROVIDER_NAMESPACE]
         logs = upstream.read(made.cluster.state.logs / "pods", seen.recorder.book.lives, wanted)
     auto, large = outcomes[objects.AUTO], outcomes.get(objects.ALL_LARGE)
-    checks = summary.live_checks(auto, large, observed.served, logs)
+    checks = summary.live_checks(auto, large, observed.served, logs) + summary.simulated_checks(rows, simulate.AUTO)
     facts: dict[str, object] = {
         "trace": str(options.trace.name) if options.trace is not None else f"built-in, seed {options.seed}",
         "requests in the trace": len(trace),
@@ -180,4 +197,4 @@ def _conclude(
         facts["processors busy"] = f"{seen.cpu:.0%}"
     for arm, share in seen.client_cpu.items():
         facts[f"client of {arm} busy"] = f"{share:.0%} of one processor"
-    return Outcome(outcomes, (), checks, made.timings, facts)
+    return Outcome(outcomes, rows, checks, made.timings, facts)

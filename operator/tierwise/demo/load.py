@@ -33,7 +33,9 @@ def built_in(seed: int, seconds: float) -> list[TraceRequest]:
         replace(kind, share=COMPLEX_SHARE if kind.name == traces.COMPLEX else 1 - COMPLEX_SHARE)
         for kind in traces.DEFAULT_KINDS
     )
-    spec = traces.TraceSpec(seed=seed, duration_seconds=seconds, base_rps=BASE_RPS, peak_rps=PEAK_RPS, curve=CURVE, kinds=kinds)
+    spec = traces.TraceSpec(
+        seed=seed, duration_seconds=seconds, base_rps=BASE_RPS, peak_rps=PEAK_RPS, curve=CURVE, kinds=kinds
+    )
     return traces.generate(spec)
 
 

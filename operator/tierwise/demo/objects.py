@@ -61,15 +61,21 @@ def namespace(name: str) -> Manifest:
     }
 
 
-def all_large(documents: Iterable[Mapping[str, Any]], terms: Terms) -> list[Manifest]:
+def all_large(documents: Iterable[Mapping[str, Any]], terms: Terms, target: float) -> list[Manifest]:
     """The control arm: the same policy in Manual mode with everything on its reference tier, and that tier alone.
 
-    The reference tier keeps price, bounds and autoscaler: it is scaled with its load, not left at its peak.
+    The reference tier keeps price and bounds, and is scaled with its load by an HPA: it is not left at its peak.
+
+    Args:
+        documents: the examples.
+        terms: of them.
+        target: running requests per replica, for that HPA.
     """
     made = [namespace(ALL_LARGE_NAMESPACE)]
     for entry in in_namespace(documents, ALL_LARGE_NAMESPACE):
         metadata = entry["metadata"]
         if entry.get("kind") == "ModelTier" and metadata["name"] == terms.reference:
+            entry["spec"]["inCluster"]["autoscaling"]["target"] = round(target)
             made.append(entry)
         elif entry.get("kind") == "RoutingPolicy" and metadata["name"] == terms.policy:
             for routing_class in entry["spec"]["classes"]:

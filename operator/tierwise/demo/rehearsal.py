@@ -1,7 +1,7 @@
 """The real planner in simulated time: the same `planner.plan` as in the operator, on signals that the simulator gives.
 
 The planner sees what Prometheus would show it (rates over a window, inter-token times, queues), never the simulator's
-parameters. What the API server and the HPA do is done here: statuses are merged, bounds are handed to the simulated HPA.
+parameters. What the API server and the HPA do is done here: statuses are merged, bounds go to the simulated HPA.
 """
 
 from collections import deque

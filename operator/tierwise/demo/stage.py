@@ -64,7 +64,7 @@ def open_cluster(name: str, kubeconfig: Path | None, console: Console) -> tuple[
     return clusters.up(name, console=console), not running
 
 
-def prepare(cluster: KubernetesCluster, *, owned: bool, control: bool, say: Callable[[str], None]) -> Stage:
+def prepare(cluster: KubernetesCluster, *, owned: bool, control: float | None, say: Callable[[str], None]) -> Stage:
     """Install and apply everything, and wait until the policies are ready.
 
     The chart's roll-out and the tiers' start overlap: objects are accepted as soon as the kinds are.
@@ -72,7 +72,7 @@ def prepare(cluster: KubernetesCluster, *, owned: bool, control: bool, say: Call
     Args:
         cluster: where.
         owned: recorded in the result.
-        control: whether to make the control arm too.
+        control: target of the control arm's autoscaler; None: make no control arm.
         say: progress.
     """
     examples = documents()
@@ -85,8 +85,8 @@ def prepare(cluster: KubernetesCluster, *, owned: bool, control: bool, say: Call
         cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", crds)
         chart = pool.submit(install.install, cluster, values=VALUES, wait_seconds=READY_SECONDS)
         more = objects.provider(examples, PROVIDER_IMAGE, PROVIDER_PROFILE)
-        if control:
-            more += objects.all_large(examples, terms)
+        if control is not None:
+            more += objects.all_large(examples, terms, control)
         cluster.kubectl("apply", "-f", "-", input_text=yaml.safe_dump_all([objects.namespace(objects.AUTO_NAMESPACE)]))
         # As a user would, with the files as they are.
         cluster.kubectl("apply", "-n", objects.AUTO_NAMESPACE, "-f", str(install.shared("examples")))
@@ -96,7 +96,7 @@ def prepare(cluster: KubernetesCluster, *, owned: bool, control: bool, say: Call
     stage.timings["chart installed"] = time.monotonic() - began
     say("chart installed: operator and gateway run")
     stage.namespaces = tuple(entry["metadata"]["name"] for entry in more if entry["kind"] == "Namespace")
-    for name in (objects.AUTO_NAMESPACE, *((objects.ALL_LARGE_NAMESPACE,) if control else ())):
+    for name in (objects.AUTO_NAMESPACE, *((objects.ALL_LARGE_NAMESPACE,) if control is not None else ())):
         wait_ready(cluster, name)
     stage.timings["tiers and policies ready"] = time.monotonic() - began
     say("tiers and policies are Ready")

@@ -26,6 +26,7 @@ class ClassOutcome:
         ttft_p50_seconds, ttft_p95_seconds, inter_token_p95_seconds: of the answered ones.
         shares: tier -> share of the answers.
         score: mean declared score of these shares. floor: least that the policy accepts.
+        scatter: standard error of that mean, since weights are probabilities.
     """
 
     name: str
@@ -38,6 +39,7 @@ class ClassOutcome:
     shares: Mapping[str, float]
     score: float | None
     floor: float | None
+    scatter: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,7 @@ def arm_outcome(arm: Arm, terms: Terms, seen: Observed, seconds: float) -> ArmOu
                 shares=shares,
                 score=terms.score(agreed.name, shares),
                 floor=agreed.floor,
+                scatter=terms.scatter(agreed.name, shares) / max(1, len(answered)) ** 0.5,
             )
         )
     here = [life for life in seen.lives if life.key.namespace == arm.namespace]
@@ -177,7 +180,11 @@ def live_checks(
         checks.no_failures("every request answered", served),
         checks.client_kept_up(served),
         checks.answered_upstream("clients and upstreams agree", served, upstream),
-        *(checks.floor_kept(entry.name, entry.score, entry.floor) for entry in auto.classes if entry.requests),
+        *(
+            checks.floor_kept(entry.name, entry.score, entry.floor, entry.scatter)
+            for entry in auto.classes
+            if entry.requests
+        ),
         checks.floor_binds({entry.name: (entry.score, entry.floor) for entry in auto.classes if entry.requests}),
     ]
     if large is not None:
@@ -188,14 +195,14 @@ def live_checks(
 
 
 def simulated_checks(rows: Sequence[Simulated], auto: str) -> tuple[Check, ...]:
-    """Promises about the simulated rows: the one named `auto` against each other."""
+    """Promises about the simulated rows: the one named `auto` against each other that keeps the objective too."""
     ours = next((row for row in rows if row.name == auto), None)
     if ours is None:
         return ()
     return tuple(
         checks.cheaper(f"Auto cheaper than {row.name} (simulated)", ours.standing, row.standing, promised=PROMISED)
         for row in rows
-        if row.name != auto
+        if row.name != auto and row.worst >= PROMISED
     )
 
 

@@ -103,6 +103,15 @@ class Terms:
             total += share * score
         return total if shares else None
 
+    def scatter(self, class_name: str, shares: Mapping[str, float]) -> float:
+        """Standard deviation of the score of one request of a mix; 0 where scores are not known."""
+        mean = self.score(class_name, shares)
+        if mean is None:
+            return 0.0
+        task = next(entry.task for entry in self.classes if entry.name == class_name)
+        scores = {tier: self.tiers[tier].quality.get(task or "", mean) for tier in shares}
+        return float(sum(share * (scores[tier] - mean) ** 2 for tier, share in shares.items()) ** 0.5)
+
 
 def read(tiers: Iterable[ModelTier], policy: RoutingPolicy) -> Terms:
     """The terms that these objects state.
