@@ -18,7 +18,7 @@ from tierwise.api.model_tier import ModelTier
 from tierwise.api.namespace_budget import NamespaceBudget
 from tierwise.api.routing_policy import RebalanceMode, RoutingPolicy
 from tierwise.core import budget_status, claims, conditions, decide, policy_status, situation, tier_status
-from tierwise.core.decide import Decision
+from tierwise.core.decision import Decision
 from tierwise.core.ledger import Account, Ledger
 from tierwise.core.memory import LoopMemory
 from tierwise.core.plan import EventRecord, Gauge, Manifest, ObjectRef, Plan, StatusApply
@@ -167,6 +167,7 @@ def _accounts(world: World, seen: Situation, draft: _Draft) -> None:
         status, held = budget_status.status(world, seen, budget, held)
         draft.accounts[key.namespace, key.name] = held
         _apply_status(draft, ref, budget.status.dump(), status.dump())
+        _news(draft, ref, budget.status.conditions, status.conditions)
 
 
 def _report(
@@ -209,7 +210,8 @@ def _news(draft: _Draft, ref: ObjectRef, before: Iterable[Condition], now: Itera
         if old.get(condition.type) == (condition.status, condition.reason):
             continue
         bad = (condition.type == conditions.READY) != (condition.status.value == "True")
-        if condition.type == conditions.RECONCILING or (
+        # Reconciling and Stalled repeat what Ready says, for tools that look for them.
+        if condition.type in {conditions.RECONCILING, conditions.STALLED} or (
             bad and condition.reason in {"Creating", "Starting", "Pending"}
         ):
             continue
@@ -238,10 +240,13 @@ def _report_invalid(world: World, draft: _Draft) -> None:
         metadata, shown = body.get("metadata") or {}, (body.get("status") or {}).get("conditions") or []
         generation = int(metadata.get("generation") or 0)
         settled = conditions.settle(
-            [conditions.not_ready("InvalidSpec", str(why))], _read(shown), generation=generation, now=world.now
+            conditions.invalid(str(why), held=False), _read(shown), generation=generation, now=world.now
         )
         ref = ObjectRef(API_VERSION, kind, key.namespace, key.name, str(metadata.get("uid", "")))
-        wanted = {"conditions": [c.dump() for c in settled], "observedGeneration": generation}
+        # All else that was said before stays: a budget's checkpoint must outlive a spec that nobody can read.
+        wanted = {**(body.get("status") or {}), "conditions": [c.dump() for c in settled]}
+        wanted["observedGeneration"] = generation
+        wanted.pop("gateways", None)
         if [dict(c) for c in shown] != wanted["conditions"]:
             draft.statuses.append(StatusApply(ref, wanted))
             draft.events.append(EventRecord(ref, "Warning", "InvalidSpec", "Validate", str(why)))

@@ -1,7 +1,7 @@
 """Budgets in a planning round: what was spent since the last one, and what the status says about it."""
 
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 
 from tierwise.api.meta import Provenance
@@ -28,20 +28,29 @@ def account(world: World, situation: Situation, budget: NamespaceBudget, known: 
     """The account at this moment: from memory, else from the checkpoint in the status, else a new one."""
     start, end = calendar.period(budget.spec.period.value, budget.spec.time_zone, world.now)
     if known is None:
-        known = _restored(budget, start, end)
+        known = _restored(budget)
     if known is None:
         # Nothing tells what was spent before: counting begins now.
         known = Account(start, end, world.now)
-    if known.start != start:
-        # Up to the period's end in the old account's place, then a new one: spend belongs to the period it falls into.
-        known = Account(start, end, start if known.end == start else world.now)
+    if (known.start, known.end) != (start, end):
+        known = _next_period(known, start, end)
     uses = [_use(world, situation, view, budget.spec.currency) for view in situation.tiers.values()]
     return ledger.accrue(known, uses, world.now, max_gap_seconds=situation.settings.max_gap_seconds)
 
 
-def _restored(budget: NamespaceBudget, start: datetime, end: datetime) -> Account | None:
+def _next_period(known: Account, start: datetime, end: datetime) -> Account:
+    """The account of another period: the calendar went on, or somebody changed the budget's period or time zone."""
+    if known.end > start and known.start >= start:
+        # A longer period around the old one: what is known of it is kept.
+        return replace(known, start=start, end=end, checkpoint=None, rung=None, since=None)
+    # All since the period's start is this period's; what nobody observed of it is a gap, bounded from above.
+    return Account(start, end, start)
+
+
+def _restored(budget: NamespaceBudget) -> Account | None:
+    """The account that the checkpoint in the status kept; None when there is none."""
     kept, bounds = budget.status.checkpoint, budget.status.period
-    if kept is None or bounds is None or bounds.start != start:
+    if kept is None or bounds is None:
         return None
     estimated = budget.status.estimated or Decimal(0)
     entries = {
@@ -51,14 +60,15 @@ def _restored(budget: NamespaceBudget, start: datetime, end: datetime) -> Accoun
             cached_input_tokens=Decimal(entry.cached_input_tokens or 0),
             output_tokens=Decimal(entry.output_tokens or 0),
             cost=entry.cost,
-            counted_until=kept.time,
+            counted_until=kept.tokens_until or kept.time,
+            unpriced_requests=Decimal(1) if _unpriced(entry.tier) in budget.status.unknown else Decimal(0),
         )
         for entry in kept.entries
     }
     rung = budget.status.rung
     return Account(
-        start,
-        end,
+        bounds.start,
+        bounds.end,
         kept.time,
         checkpoint=kept.time,
         entries=entries,
@@ -118,7 +128,7 @@ def status(
     """
     before, generation = budget.status, budget.metadata.generation
     bounds = PeriodBounds(start=held.start, end=held.end)
-    found = findings(world, budget, held)
+    found = findings(world, situation, budget, held)
     rung = next((step for step in budget.spec.ladder if step.at_percent == held.rung), None)
     shown = before.rung.at_percent if before.rung is not None else None
     age = (world.now - held.checkpoint).total_seconds() if held.checkpoint is not None else None
@@ -142,7 +152,11 @@ def status(
         return before.model_copy(update={"conditions": settled}), replace(held, checkpoint=world.now)
     spent = ledger.spend(held)
     ahead = calendar.forecast(
-        spent.total, start=held.start, end=held.end, now=world.now, cost_per_hour=_rate(situation, budget)
+        spent.total,
+        start=max(held.start, budget.metadata.creation_timestamp or held.start),
+        end=held.end,
+        now=world.now,
+        cost_per_hour=_rate(situation, budget),
     )
     written = NamespaceBudgetStatus(
         observed_generation=generation,
@@ -159,7 +173,9 @@ def status(
         rung=RungStatus(at_percent=rung.at_percent, action=rung.action) if rung is not None else None,
         since=held.since,
         unknown=_unknown(held),
-        checkpoint=Checkpoint(time=world.now.replace(microsecond=0), entries=entries),
+        checkpoint=Checkpoint(
+            time=world.now.replace(microsecond=0), tokens_until=_tokens_until(held, world.now), entries=entries
+        ),
     )
     return written, replace(held, checkpoint=world.now)
 
@@ -169,11 +185,22 @@ def _says(before: NamespaceBudgetStatus, bounds: PeriodBounds, held: Account, ge
     return before.period == bounds and before.observed_generation == generation and shown == held.rung
 
 
-def findings(world: World, budget: NamespaceBudget, held: Account) -> tuple[Finding, ...]:
+def _tokens_until(held: Account, now: datetime) -> datetime | None:
+    """Until when tokens are counted, in whole seconds, never before the newest sample that was counted."""
+    moments = [entry.counted_until for entry in held.entries.values() if entry.counted_until is not None]
+    if not moments:
+        return None
+    until = min(moments)
+    if until.microsecond:
+        until = until.replace(microsecond=0) + timedelta(seconds=1)
+    return until if until < now.replace(microsecond=0) else None
+
+
+def findings(world: World, situation: Situation, budget: NamespaceBudget, held: Account) -> tuple[Finding, ...]:
     """Ready, and SpendUnknown where something has no price or no usage."""
     invalid = world.invalid.get(("NamespaceBudget", Key(budget.metadata.namespace, budget.metadata.name)))
     if invalid is not None:
-        return (conditions.not_ready("InvalidSpec", f"the last valid spec stays in effect; {invalid}"),)
+        return conditions.invalid(str(invalid), held=True)
     found = [conditions.ready("Counting", "spend is counted")]
     missing = _unknown(held)
     if missing:
@@ -186,11 +213,37 @@ def findings(world: World, budget: NamespaceBudget, held: Account) -> tuple[Find
                 f"({budget.spec.currency})",
             )
         )
+    elif _uncounted(world, situation, budget):
+        found.append(
+            Finding(
+                conditions.SPEND_UNKNOWN,
+                True,
+                "UsageNotRead",
+                "tokens at providers are not counted while Prometheus does not answer; they are when it is back",
+            )
+        )
     return tuple(found)
 
 
+def _uncounted(world: World, situation: Situation, budget: NamespaceBudget) -> bool:
+    """Whether tokens are paid for that nobody reads; the first answer of Prometheus is given its time."""
+    if not any(view.external for view in situation.tiers.values()):
+        return False
+    signals, memory = world.signals, world.memory
+    answered = signals.time if signals is not None and not signals.error else memory.signals_time
+    newest = answered or memory.started
+    if newest is not None and (world.now - newest).total_seconds() > situation.settings.max_age_seconds:
+        return True
+    told = any(c.type == conditions.SPEND_UNKNOWN and c.reason == "UsageNotRead" for c in budget.status.conditions)
+    return told and answered is None
+
+
 def _unknown(held: Account) -> tuple[str, ...]:
-    return tuple(f"tier {name}: no price in this currency for what it used" for name in ledger.spend(held).unknown)[:64]
+    return tuple(_unpriced(name) for name in ledger.spend(held).unknown)[:64]
+
+
+def _unpriced(tier: str) -> str:
+    return f"tier {tier}: no price in this currency, or no usage, for what it used"
 
 
 def _rate(situation: Situation, budget: NamespaceBudget) -> Decimal | None:

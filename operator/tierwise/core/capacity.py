@@ -36,8 +36,8 @@ MIN_UTILISATION = 0.05
 TAIL_FACTOR = 1.15
 """95th percentile of the inter-token time over its mean, where only the mean is fitted (batches are homogeneous)."""
 
-_FORGET = 0.97
-_ANCHOR_WEIGHT = 4.0
+_FORGET = 0.93
+_ANCHOR_WEIGHT = 2.0
 _MAX_MOVE = 0.15
 _MIN_MARGIN = 0.5
 

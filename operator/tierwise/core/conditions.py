@@ -40,6 +40,17 @@ def not_ready(reason: str, message: str) -> Finding:
     return Finding(READY, False, reason, message)
 
 
+def invalid(why: str, *, held: bool) -> tuple[Finding, ...]:
+    """An object whose spec can not be read. `held`: the last one that could is in effect."""
+    message = f"the last valid spec stays in effect; {why}" if held else why
+    return stalled("InvalidSpec", message)
+
+
+def stalled(reason: str, message: str) -> tuple[Finding, ...]:
+    """Not ready, and nothing will change that but a person."""
+    return not_ready(reason, message), Finding(STALLED, True, reason, message)
+
+
 def settle(
     findings: Iterable[Finding], before: Sequence[Condition], *, generation: int, now: datetime
 ) -> tuple[Condition, ...]:

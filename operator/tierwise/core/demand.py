@@ -17,6 +17,12 @@ MAX_SAMPLES = 240
 _TOKEN_GAIN = 0.3
 """Share of a new window's mean token counts in the smoothed ones."""
 
+_JUMP = 1.3
+"""A window this much above the two before it is a jump, and believed at once."""
+
+_GROWTH_NOISE = 0.1
+"""Growth by less than this share within a start-up is noise."""
+
 _GROWTH_CAP = 1.5
 """A forecast exceeds the recent peak at most by this factor."""
 
@@ -162,21 +168,29 @@ def forecast(history: History, *, window_seconds: float, lead_seconds: float) ->
     newest, now = history.samples[-1]
     start = newest - timedelta(seconds=window_seconds)
     window = [rate for time, rate in history.samples if time >= start]
-    # The level now is a mean of the last two windows: one window's noise is no decision.
-    level = sum(rate for _, rate in history.samples[-2:]) / len(history.samples[-2:])
-    peak = max(_smoothed(window))
+    level = _level(history.samples)
+    peak = max(*_smoothed(window), level)
     ahead = peak
     slope = _slope([sample for sample in history.samples if sample[0] >= newest - timedelta(seconds=4 * lead_seconds)])
-    if slope > 0:
+    if slope * lead_seconds > _GROWTH_NOISE * level:
         ahead = min(max(peak, level + slope * lead_seconds), _GROWTH_CAP * max(peak, level))
     return Forecast(
         now=now,
-        peak=max(peak, level),
+        peak=peak,
         ahead=ahead,
         settled=history.samples[0][0] <= start,
         tokens=history.tokens,
         tokens_known="" in history.tokens,
     )
+
+
+def _level(samples: Sequence[tuple[datetime, float]]) -> float:
+    """The level now: a mean of the last two windows, for one window's noise is no decision; after a jump the newest alone."""
+    newest = samples[-1][1]
+    before = [rate for _, rate in samples[-3:-1]]
+    if before and newest > _JUMP * max(before):
+        return newest
+    return sum(rate for _, rate in samples[-2:]) / len(samples[-2:])
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:
@@ -187,8 +201,8 @@ def _smoothed(values: Sequence[float]) -> list[float]:
 
 
 def _slope(samples: Sequence[tuple[datetime, float]]) -> float:
-    """Requests/s per second by least squares; 0 unless it stands out from the scatter (t > 3) over five samples."""
-    if len(samples) < 5:
+    """Requests/s per second by least squares; 0 unless it stands out from the scatter (t > 5) over six samples."""
+    if len(samples) < 6:
         return 0.0
     origin = samples[0][0]
     times = [(time - origin).total_seconds() for time, _ in samples]
@@ -201,4 +215,4 @@ def _slope(samples: Sequence[tuple[datetime, float]]) -> float:
     slope = sum((t - mean_time) * (r - mean_rate) for t, r in zip(times, rates, strict=True)) / spread
     residual = sum((r - mean_rate - slope * (t - mean_time)) ** 2 for t, r in zip(times, rates, strict=True))
     error = (residual / (count - 2) / spread) ** 0.5
-    return slope if slope > 3 * error else 0.0
+    return slope if slope > 5 * error else 0.0

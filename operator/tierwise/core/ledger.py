@@ -32,6 +32,8 @@ class Entry:
         cost, estimated_cost: in the budget's currency; None where a price is unknown.
         unpriced_replica_seconds, unpriced_requests: what was used while no price was known.
         counted_until: until when tokens are counted, aware; None before the first reading.
+        sampled_requests, sampled_cost: requests with usage since this process began to count, and what they cost: the mean by
+            which those without usage are estimated. A checkpoint does not keep them.
     """
 
     replica_seconds: Decimal = Decimal(0)
@@ -46,6 +48,8 @@ class Entry:
     unpriced_replica_seconds: Decimal = Decimal(0)
     unpriced_requests: Decimal = Decimal(0)
     counted_until: datetime | None = None
+    sampled_requests: Decimal = Decimal(0)
+    sampled_cost: Decimal = Decimal(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +139,7 @@ def accrue(account: Account, uses: Iterable[Use], now: datetime, *, max_gap_seco
     """The account at `now`.
 
     Replica-seconds since the last round are measured while rounds follow each other within `max_gap_seconds`; over a longer gap
-    the most replicas that can have existed are charged, and the part above what is seen now counts as an estimate.
+    the most replicas that can have existed are charged, and all of that counts as an estimate.
     """
     elapsed = Decimal(str(max(0.0, (min(now, account.end) - account.updated).total_seconds())))
     gap = elapsed > Decimal(str(max_gap_seconds))
@@ -190,13 +194,16 @@ def _tokens(entry: Entry, use: Use, reading: CounterReading, account: Account) -
         return replace(entry, unpriced_requests=entry.unpriced_requests + requests)
     fresh = max(Decimal(0), read[0] - read[1])
     cost = (fresh * prices.input + read[1] * prices.cached_input + read[2] * prices.output) / MILLION
-    entry = _charge(entry, cost, Decimal(0))
+    entry = replace(
+        _charge(entry, cost, Decimal(0)),
+        sampled_requests=entry.sampled_requests + min(with_usage, requests),
+        sampled_cost=entry.sampled_cost + cost,
+    )
     if not without:
         return entry
-    known = entry.requests - entry.requests_without_usage
-    if known <= 0 or entry.cost is None:
+    if entry.sampled_requests <= 0:
         return replace(entry, unpriced_requests=entry.unpriced_requests + without)
-    return _charge(entry, Decimal(0), USAGE_BOUND * without * entry.cost / known)
+    return _charge(entry, Decimal(0), USAGE_BOUND * without * entry.sampled_cost / entry.sampled_requests)
 
 
 def _charge(entry: Entry, cost: Decimal, estimated: Decimal) -> Entry:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 
 from tierwise.api.meta import Provenance
@@ -23,7 +23,7 @@ from tierwise.api.routing_policy_status import (
 from tierwise.core import capacity, conditions, sensitivity, tier_status
 from tierwise.core.claims import Claims
 from tierwise.core.conditions import Finding
-from tierwise.core.decide import ClassOutcome, Decision
+from tierwise.core.decision import ClassOutcome, Decision
 from tierwise.core.situation import ClassView, Situation
 from tierwise.core.world import GatewayReport, Key, World
 
@@ -35,6 +35,9 @@ _BINDINGS = {
     "Objective": Binding.OBJECTIVE,
     "WeightBounds": Binding.LIMITS,
 }
+_STALLED = {"InvalidSpec", "ModelNameTaken", "HostnameTaken", "TierNotFound", "NoClearedTier", "EnvoyRefused"}
+"""Reasons of not being ready that only a person can remove."""
+
 WANTED_MOVE_PERCENT = 5
 """A wanted weight (mode Recommend) is shown anew when it differs by this much: a status is no time series."""
 
@@ -91,17 +94,19 @@ def findings(
     """Ready, MetricsStale, Stalled, Reconciling."""
     key = Key(policy.metadata.namespace, policy.metadata.name)
     views = [view for view in situation.classes if view.key[1] == key.name]
-    found = [_ready(world, situation, policy, claims, views, grace_over=grace_over)]
+    ready = _ready(world, situation, policy, claims, views, grace_over=grace_over)
+    found = [ready]
+    if ready.reason in _STALLED:
+        found.append(Finding(conditions.STALLED, True, ready.reason, ready.message))
+    if ready.reason == "Pending":
+        found.append(Finding(conditions.RECONCILING, True, ready.reason, ready.message))
     stale = [
         view
         for view in views
         if view.missing is not None and view.mode is RebalanceMode.AUTO and not policy.spec.suspend
     ]
-    # The first answer of Prometheus takes a moment: what was never known is not stale yet.
-    waited = world.memory.started is not None and world.now - world.memory.started > timedelta(
-        seconds=situation.settings.max_age_seconds
-    )
-    if stale and (waited or (world.signals is not None and world.signals.error)):
+    told = any(condition.type == conditions.METRICS_STALE for condition in policy.status.conditions)
+    if stale and (told or any(view.stale for view in stale)):
         found.append(
             Finding(
                 conditions.METRICS_STALE,
@@ -233,6 +238,8 @@ def _class(outcome: ClassOutcome, before: RoutingPolicyStatus, generation: int, 
     )
     if old is None or outcome.moved or before.observed_generation != generation or shown != weights:
         return made
+    if outcome.reason == "Waiting":
+        return old  # one round without signals, or the first after a restart, says nothing yet
     if old.sensitivity != needed or (
         (old.reason in _STATES or outcome.reason in _STATES) and old.reason != outcome.reason
     ):

@@ -241,8 +241,11 @@ def cost_of(problem: Problem, replicas: Mapping[str, int], shares: Mapping[Class
     return total
 
 
-def needed_replicas(problem: Problem, shares: Mapping[ClassKey, Mapping[str, float]]) -> dict[str, int]:
+def needed_replicas(
+    problem: Problem, shares: Mapping[ClassKey, Mapping[str, float]], *, headroom: float | None = None
+) -> dict[str, int]:
     """In-cluster tier -> the fewest replicas that carry these shares safely (may exceed the tier's maximum)."""
+    use = problem.headroom if headroom is None else headroom
     needed: dict[str, int] = {}
     for name, tier in sorted(problem.tiers.items()):
         if tier.external:
@@ -254,7 +257,7 @@ def needed_replicas(problem: Problem, shares: Mapping[ClassKey, Mapping[str, flo
                 if pair.tier == name and share > 0:
                     load += item.rate * share * pair.utilisation
                     limit = min(limit, pair.limit or 0.5)
-        needed[name] = max(tier.min_replicas, math.ceil(load / (limit * problem.headroom) - 1e-6))
+        needed[name] = max(tier.min_replicas, math.ceil(load / (limit * use) - 1e-6))
     return needed
 
 
@@ -267,23 +270,31 @@ def evaluate(problem: Problem, name: str, shares: Mapping[ClassKey, Mapping[str,
             broken.append(f"{tier_name} would need {count} replicas of {problem.tiers[tier_name].max_replicas}")
     for load in problem.classes:
         mix = shares.get(load.key, {})
-        broken += _broken(load, mix)
-    for tier_name, tier in sorted(problem.tiers.items()):
-        rate = sum(load.rate * shares.get(load.key, {}).get(tier_name, 0.0) for load in problem.classes)
-        if tier.requests_limit is not None and rate > tier.requests_limit * (1 + 1e-9):
-            broken.append(f"{tier_name} takes {60 * tier.requests_limit:.0f} requests/min of {60 * rate:.0f}")
-        tokens = sum(
-            load.rate * shares.get(load.key, {}).get(tier_name, 0.0) * pair.tokens
-            for load in problem.classes
-            for pair in load.pairs
-            if pair.tier == tier_name
-        )
-        if tier.tokens_limit is not None and tokens > tier.tokens_limit * (1 + 1e-9):
-            broken.append(f"{tier_name} takes {60 * tier.tokens_limit:.0f} tokens/min of {60 * tokens:.0f}")
+        broken += broken_for(load, mix)
+    broken += limits_exceeded(problem, shares).values()
     return Option(name, cost_of(problem, replicas, shares), replicas, "; ".join(broken))
 
 
-def _broken(load: ClassLoad, mix: Mapping[str, float]) -> list[str]:
+def limits_exceeded(problem: Problem, shares: Mapping[ClassKey, Mapping[str, float]]) -> dict[str, str]:
+    """External tier -> which of its provider's limits a mix exceeds, in words."""
+    over: dict[str, str] = {}
+    for name, tier in sorted(problem.tiers.items()):
+        rate = sum(load.rate * shares.get(load.key, {}).get(name, 0.0) for load in problem.classes)
+        if tier.requests_limit is not None and rate > tier.requests_limit * (1 + 1e-9):
+            over[name] = f"{name} takes {60 * tier.requests_limit:.0f} requests/min of {60 * rate:.0f}"
+        tokens = sum(
+            load.rate * shares.get(load.key, {}).get(name, 0.0) * pair.tokens
+            for load in problem.classes
+            for pair in load.pairs
+            if pair.tier == name
+        )
+        if tier.tokens_limit is not None and tokens > tier.tokens_limit * (1 + 1e-9):
+            over[name] = f"{name} takes {60 * tier.tokens_limit:.0f} tokens/min of {60 * tokens:.0f}"
+    return over
+
+
+def broken_for(load: ClassLoad, mix: Mapping[str, float]) -> list[str]:
+    """What a mix breaks of one class's own constraints, in words."""
     broken: list[str] = []
     subject = load.key[2]
     pairs = {pair.tier: pair for pair in load.pairs}

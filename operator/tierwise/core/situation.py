@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 
+from tierwise.api.in_cluster import AutoscalingProvider
 from tierwise.api.meta import Provenance
 from tierwise.api.model_tier import ModelTier
 from tierwise.api.routing_class import RoutingClass
@@ -107,9 +108,10 @@ class ClassView:
         rules: the policy's limits on change.
         allowed: cleared tiers that exist, in the user's order. uncleared, unknown: listed tiers that are not, or do not exist.
         weights: in force, percent, zero left out.
+        window_seconds: how long demand must have been low before it counts as low.
         demand: the forecast; None when nothing was ever measured.
-        missing: why there is no fresh measurement; None when there is one.
-        stale_since: since when.
+        missing: why there is no fresh measurement; None when there is one. Nothing moves meanwhile.
+        stale: it has been missing for longer than a sample may be old: now people are told.
         scores: tier -> quality. floor: in the same scale.
         objective: what is promised.
         memory: of the class.
@@ -123,9 +125,10 @@ class ClassView:
     uncleared: tuple[str, ...]
     unknown: tuple[str, ...]
     weights: Mapping[str, int]
+    window_seconds: float
     demand: demand.Forecast | None
     missing: Missing | None
-    stale_since: datetime | None
+    stale: bool
     scores: Mapping[str, quality.Score]
     floor: quality.Floor | None
     objective: Objective
@@ -194,7 +197,7 @@ def scores_of(task: str | None, tiers: Mapping[str, ModelTier]) -> dict[str, qua
 
 def planned_replicas(world: World, key: Key) -> int:
     """What the last plan asked for: 0 when scaled to zero, else the autoscaler's minimum, else the tier's."""
-    tier = world.tiers[key].spec.in_cluster
+    tier, shown = world.tiers[key].spec.in_cluster, world.tiers[key].status.replicas
     if tier is None:
         return 0
     workload = world.workloads.get(key)
@@ -203,6 +206,9 @@ def planned_replicas(world: World, key: Key) -> int:
     found = autoscaler_bounds(world, key)
     if found is not None:
         return found[0]
+    if tier.autoscaling.provider is AutoscalingProvider.KEDA and workload is not None and shown is not None:
+        # KEDA's object is not watched: the status remembers what it was told.
+        return shown.desired if shown.desired is not None else tier.replicas.min
     return tier.replicas.min
 
 
@@ -230,6 +236,9 @@ def prior(tier: ModelTier, units_per_request: float) -> Capacity:
     kept = tier.status.capacity
     inside = tier.spec.in_cluster
     declared = inside.capacity if inside is not None else None
+    if kept is not None and kept.saturation_requests_per_second and kept.provenance is not Provenance.DECLARED:
+        saturation = float(kept.saturation_requests_per_second) * units_per_request
+        return Capacity(saturation=saturation, observations=1)
     if kept is not None and kept.requests_per_second is not None and kept.provenance is not Provenance.DECLARED:
         return replace(capacity.declared(float(kept.requests_per_second), units_per_request), observations=1)
     if declared is not None and declared.requests_per_second is not None:
@@ -425,6 +434,9 @@ def _class_view(
     rules = rules_of(policy)
     entry = memory.classes.get(class_key, ClassMemory())
     startup = max((tiers[name].startup_seconds for name in allowed), default=0.0)
+    missing = _missing(world, class_key, settings)
+    window = max(2 * rules.cooldown_seconds, 3 * startup, 8 * rules.interval_seconds)
+    since = entry.history.samples[-1][0] if entry.history.samples else memory.started
     scores = scores_of(spec.task, objects)
     wanted = spec.quality
     return ClassView(
@@ -436,13 +448,16 @@ def _class_view(
         uncleared=tuple(ref.name for ref in spec.tiers if ref.name in objects and ref.name not in allowed),
         unknown=tuple(ref.name for ref in spec.tiers if ref.name not in objects),
         weights=routing.weights_in_force(policy, spec, allowed),
+        window_seconds=window,
         demand=demand.forecast(
             entry.history,
-            window_seconds=max(rules.cooldown_seconds, 2 * startup, 4 * rules.interval_seconds),
+            window_seconds=window,
             lead_seconds=startup + rules.interval_seconds,
         ),
-        missing=_missing(world, class_key, settings),
-        stale_since=entry.history.samples[-1][0] if entry.history.samples else memory.started,
+        missing=missing,
+        stale=missing is not None
+        and since is not None
+        and (world.now - since).total_seconds() > settings.max_age_seconds,
         scores=scores,
         floor=quality.floor(
             min_score=_number(wanted.min_score) if wanted is not None else None,

@@ -9,9 +9,12 @@ from tierwise.api.scalars import Duration
 from tierwise.core import capacity, conditions, cost, demand
 from tierwise.core.capacity import Capacity
 from tierwise.core.conditions import Finding
-from tierwise.core.decide import Decision, TierOutcome
+from tierwise.core.decision import Decision, TierOutcome
 from tierwise.core.situation import Situation, TierView, fresh
 from tierwise.core.world import Key, World
+
+CAPACITY_MOVE = 1.2
+"""A measured capacity is shown anew when it differs by this factor: a status is no time series."""
 
 
 def status(world: World, situation: Situation, decision: Decision, name: str) -> ModelTierStatus:
@@ -25,7 +28,7 @@ def status(world: World, situation: Situation, decision: Decision, name: str) ->
     # Figures move with every measurement; in a status they move when a decision does, or the number of replicas.
     counted = before.replicas is not None and before.replicas.current != view.existing
     again = first or counted or decision.moved or before.observed_generation != generation
-    figures = _figures(situation, view) if again else before
+    figures = _figures(situation, view) if again or _learnt(situation, view) else before
     if first and figures.cost is None and figures.capacity is None:
         figures = before
     return ModelTierStatus(
@@ -40,29 +43,39 @@ def status(world: World, situation: Situation, decision: Decision, name: str) ->
     )
 
 
+def _learnt(situation: Situation, view: TierView) -> bool:
+    """Whether the capacity in the status misleads: it is where learning starts after a restart."""
+    shown, known = view.tier.status.capacity, view.capacity
+    if known is None or known.provenance != "measured":
+        return False
+    if shown is None or shown.requests_per_second is None or shown.provenance is not Provenance.MEASURED:
+        return True
+    ratio = safe_rate(situation, view, known) / float(shown.requests_per_second)
+    return not 1 / CAPACITY_MOVE <= ratio <= CAPACITY_MOVE
+
+
 def findings(world: World, key: Key, view: TierView) -> tuple[Finding, ...]:
     """Ready, and Reconciling while something is under way."""
     invalid = world.invalid.get(("ModelTier", key))
     if invalid is not None:
-        return (conditions.not_ready("InvalidSpec", f"the last valid spec stays in effect; {invalid}"),)
+        return conditions.invalid(str(invalid), held=True)
     if view.external:
-        return (_external(view),)
+        return _external(view)
     return _in_cluster(world, key)
 
 
-def _external(view: TierView) -> Finding:
+def _external(view: TierView) -> tuple[Finding, ...]:
     outside = view.tier.spec.external
     ref = outside.credentials_ref if outside is not None else None
     if not view.usable and ref is not None:
-        return conditions.not_ready(
+        return conditions.stalled(
             "CredentialNotFound",
             f"spec.external.credentialsRef: Secret {ref.name!r} has no key {ref.key!r} in this namespace: create it",
         )
     if outside is not None and outside.price is None:
-        return conditions.ready(
-            "Unpriced", "spec.external.price is absent: its cost is unknown and counts as the dearest"
-        )
-    return conditions.ready("Configured", "gateways can send requests to the provider")
+        message = "spec.external.price is absent: its cost is unknown and counts as the dearest"
+        return (conditions.ready("Unpriced", message),)
+    return (conditions.ready("Configured", "gateways can send requests to the provider"),)
 
 
 def _in_cluster(world: World, key: Key) -> tuple[Finding, ...]:
@@ -75,10 +88,7 @@ def _in_cluster(world: World, key: Key) -> tuple[Finding, ...]:
         )
     if not workload.owned:
         message = f"Deployment {key} exists and is not this tier's: rename the tier, or remove the Deployment"
-        return (
-            conditions.not_ready("NameTaken", message),
-            Finding(conditions.STALLED, True, "NameTaken", message),
-        )
+        return conditions.stalled("NameTaken", message)
     rolling = not workload.observed_current or workload.updated_replicas < max(
         workload.replicas, workload.spec_replicas
     )
@@ -162,7 +172,9 @@ def _capacity(situation: Situation, view: TierView) -> TierCapacity | None:
             return None
         return TierCapacity(requests_per_second=declared.requests_per_second, provenance=Provenance.DECLARED)
     return TierCapacity(
-        requests_per_second=_rounded(safe_rate(situation, view, known)), provenance=_provenance(known.provenance)
+        requests_per_second=_rounded(safe_rate(situation, view, known)),
+        saturation_requests_per_second=_rounded(known.saturation / _mean_units(situation, view)),
+        provenance=_provenance(known.provenance),
     )
 
 

@@ -1,0 +1,134 @@
+"""Step 4 of a planning round, the replicas: the autoscaler's bounds, and the steps between 0 and 1 that none takes.
+
+Between "one more is needed" and "one can go" lies a dead band, so that noise at the edge of a whole replica moves nothing.
+"""
+
+from collections.abc import Mapping
+
+from tierwise.api.routing_policy import RebalanceMode
+from tierwise.core import damping, problem
+from tierwise.core.decision import ClassOutcome, TierOutcome
+from tierwise.core.moves import Answers
+from tierwise.core.plan import ReplicaBounds
+from tierwise.core.problem import Problem
+from tierwise.core.signals import ClassKey
+from tierwise.core.situation import ClassView, Situation, TierView
+
+BAND = 0.1
+"""Half-width of the dead band, in shares of the safe capacity: up when load exceeds head-room plus this, down when one replica
+fewer would carry it with head-room less this."""
+
+NOISE_PERCENT = 5
+"""Weights this close to the wanted ones have arrived: demand and capacity are never known better."""
+
+Shares = Mapping[ClassKey, Mapping[str, float]]
+
+
+def keep(stated: Problem, shares: Shares, planned: Mapping[str, int]) -> dict[str, int]:
+    """In-cluster tier -> replicas that these shares keep, given what is planned: inside the dead band nothing changes."""
+    exact = problem.needed_replicas(stated, shares)
+    most = problem.needed_replicas(stated, shares, headroom=min(1.0, stated.headroom + BAND))
+    least = problem.needed_replicas(stated, shares, headroom=stated.headroom - BAND)
+    kept: dict[str, int] = {}
+    for name, count in exact.items():
+        had = planned.get(name, count)
+        if most[name] > had:
+            kept[name] = count
+        elif least[name] < had:
+            kept[name] = least[name]
+        else:
+            kept[name] = had
+    return kept
+
+
+def managed(situation: Situation, name: str) -> bool:
+    """Whether the loop sets a tier's replicas: some class in mode Auto uses it."""
+    return any(view.mode is RebalanceMode.AUTO and not view.policy.spec.suspend for view in situation.users(name))
+
+
+def held(situation: Situation, view: TierView) -> TierOutcome:
+    """Bounds of a tier about which nothing can be decided: the user's, or those that it has."""
+    inside = view.tier.spec.in_cluster
+    if inside is None:
+        raise LookupError(f"{view.name} is external")
+    low, high = inside.replicas.min, inside.replicas.max
+    if not managed(situation, view.name):
+        return TierOutcome(view, max(low, 1), ReplicaBounds(max(low, 1), high), _wake(view, 1), False, False)
+    planned = min(max(view.planned, low), high)
+    least, most = damping.bounds(planned=planned, low=low, high=high)
+    return TierOutcome(view, planned, ReplicaBounds(least, most), None, False, True)
+
+
+def decide(
+    situation: Situation, view: TierView, answers: Answers, outcomes: Mapping[ClassKey, ClassOutcome]
+) -> TierOutcome:
+    """One in-cluster tier's replicas after this round."""
+    stuck = held(situation, view)
+    inside = view.tier.spec.in_cluster
+    if not stuck.managed or inside is None:
+        return stuck
+    low, high = inside.replicas.min, inside.replicas.max
+    shares = {key: {t: w / 100 for t, w in outcome.weights.items()} for key, outcome in outcomes.items()}
+    users = situation.users(view.name)
+    wanted = keep(answers.stated, shares, {view.name: stuck.planned}).get(view.name, low)
+    if users and all(_arrived(outcomes[user.key]) and answers.saves(user) for user in users):
+        # The best mix is in force, give or take, and needs fewer replicas: the dead band is no reason to pay for them.
+        near = problem.needed_replicas(answers.stated, shares, headroom=answers.stated.headroom + BAND / 2)
+        wanted = min(wanted, near.get(view.name, low))
+    if any(user.movable and (outcomes[user.key].moved or answers.saves(user)) for user in users):
+        # A better mix is being moved to: its replicas have to be there first, and stay until it is reached.
+        wanted = max(wanted, answers.free.replicas.get(view.name, low))
+    if any(_flows(outcomes[user.key], view.name) for user in users):
+        wanted = max(wanted, 1)
+    wanted = min(max(wanted, low), high)
+    planned = stuck.planned
+    if wanted > planned or (wanted < planned and _may_shrink(situation, view, users)):
+        planned = wanted
+    least, most = damping.bounds(planned=planned, low=low, high=high)
+    scale = _wake(view, planned)
+    if planned == 0:
+        scale = 0 if view.planned > 0 else None
+        least, most = 0, 0
+    moved = planned != view.planned
+    message = _message(view, planned, (least, most), users, shares) if moved else ""
+    return TierOutcome(view, planned, ReplicaBounds(least, most), scale, moved, True, message)
+
+
+def _arrived(outcome: ClassOutcome) -> bool:
+    """Whether a class's weights are those that are wanted, up to noise."""
+    names = {*outcome.weights, *outcome.wanted}
+    return all(abs(outcome.weights.get(name, 0) - outcome.wanted.get(name, 0)) <= NOISE_PERCENT for name in names)
+
+
+def _flows(outcome: ClassOutcome, tier: str) -> bool:
+    """Whether requests go to a tier: it has a weight, and its class has had traffic within the window."""
+    demand = outcome.view.demand
+    return outcome.weights.get(tier, 0) > 0 and demand is not None and demand.ahead > 0
+
+
+def _wake(view: TierView, planned: int) -> int | None:
+    """The step from 0 to 1, which no autoscaler takes."""
+    return 1 if view.planned == 0 and planned >= 1 else None
+
+
+def _may_shrink(situation: Situation, view: TierView, users: tuple[ClassView, ...]) -> bool:
+    """Fewer replicas only when demand has been low for long enough, is known, and the last change is past its cool-down."""
+    if any(user.missing is not None or user.demand is None or not user.demand.settled for user in users):
+        return False
+    last = view.memory.last_scale
+    pause = max((user.rules.cooldown_seconds for user in users), default=0.0)
+    if last is not None and last.direction.get(view.name, 1) > 0:
+        # It was needed a moment ago: as long as demand has to stay low, it has to stay unneeded.
+        pause = max((user.window_seconds for user in users), default=0.0)
+    return last is None or (situation.now - last.time).total_seconds() >= pause
+
+
+def _message(
+    view: TierView, planned: int, bounds: tuple[int, int], users: tuple[ClassView, ...], shares: Shares
+) -> str:
+    rate = sum(v.demand.ahead * shares.get(v.key, {}).get(view.name, 0.0) for v in users if v.demand is not None)
+    known = view.capacity.provenance if view.capacity is not None else "declared"
+    return (
+        f"{view.planned} -> {planned} replicas for {rate:.2f} requests/s "
+        f"(forecast; capacity {known}); autoscaler between {bounds[0]} and {bounds[1]}"
+    )

@@ -1,0 +1,146 @@
+"""Step 3 of a planning round: the namespace as a problem for the solver."""
+
+from dataclasses import replace
+
+from tierwise.api.routing_policy import RebalanceMode
+from tierwise.core import capacity
+from tierwise.core.problem import ClassLoad, Pair, Problem, Solution, Tier
+from tierwise.core.situation import ClassView, Situation, TierView
+
+START_SPREAD_SECONDS = 1800.0
+"""A replica's start-up is charged as if it then ran this long: cheap for short starts, a reason to wait for long ones."""
+
+UNKNOWN_PRICE_FACTOR = 10.0
+"""What has no price is taken to be this much dearer than the dearest that has one: unknown is never free."""
+
+
+def state(situation: Situation, *, recommended: bool = False) -> Problem:
+    """The namespace's problem at the demand to plan for.
+
+    Args:
+        situation: as it stands.
+        recommended: as if mode Recommend were Auto: what it would do.
+    """
+    dearest = _dearest(situation)
+    tiers = {name: _tier(view, dearest) for name, view in situation.tiers.items()}
+    loads = tuple(
+        load
+        for view in situation.classes
+        if (load := _load(situation, view, dearest, free=view.movable or (recommended and recommends(view))))
+        is not None
+        and load.pairs
+    )
+    near = {load.key: load.current for load in loads}
+    return Problem(tiers=tiers, classes=loads, headroom=situation.settings.headroom, near=near)
+
+
+def ready_problem(situation: Situation, stated: Problem, free: Solution) -> Problem:
+    """The same with the replicas that are ready now (never more than are wanted), at the demand of now."""
+    tiers = {}
+    for name, tier in stated.tiers.items():
+        if tier.external:
+            tiers[name] = tier
+            continue
+        ready = situation.tiers[name].ready
+        count = min(ready, max(free.replicas.get(name, ready), situation.tiers[name].planned))
+        tiers[name] = replace(tier, min_replicas=count, max_replicas=count, start_cost=0.0)
+    demands = {view.key: view.demand for view in situation.classes}
+    classes = tuple(
+        replace(load, rate=found.peak) if (found := demands.get(load.key)) is not None else load
+        for load in stated.classes
+    )
+    return replace(stated, tiers=tiers, classes=classes, near=free.shares)
+
+
+def _dearest(situation: Situation) -> float:
+    prices = [float(view.price_per_hour) for view in situation.tiers.values() if view.price_per_hour is not None]
+    return UNKNOWN_PRICE_FACTOR * max(prices, default=1.0)
+
+
+def _tier(view: TierView, dearest: float) -> Tier:
+    inside, outside = view.tier.spec.in_cluster, view.tier.spec.external
+    if inside is None:
+        limits = outside.limits if outside is not None else None
+        requests = limits.requests_per_minute if limits is not None else None
+        tokens = limits.tokens_per_minute if limits is not None else None
+        return Tier(
+            view.name,
+            requests_limit=requests / 60 if requests is not None else None,
+            tokens_limit=tokens / 60 if tokens is not None else None,
+        )
+    price = float(view.price_per_hour) if view.price_per_hour is not None else dearest
+    return Tier(
+        view.name,
+        price_per_hour=price,
+        min_replicas=inside.replicas.min,
+        max_replicas=inside.replicas.max,
+        current_replicas=view.planned,
+        start_cost=price * view.startup_seconds / START_SPREAD_SECONDS,
+    )
+
+
+def recommends(view: ClassView) -> bool:
+    """Whether somebody wants to know what the loop would do with a class that it does not move."""
+    return view.mode is RebalanceMode.RECOMMEND and view.missing is None and not view.policy.spec.suspend
+
+
+def _load(situation: Situation, view: ClassView, dearest: float, *, free: bool) -> ClassLoad | None:
+    if view.demand is None:
+        return None
+    usable = [name for name in view.allowed if situation.tiers[name].usable]
+    pairs = tuple(_pair(situation, view, name, dearest) for name in usable)
+    if not free:
+        # Its weights are somebody else's, or nothing may move: they are a given load for the replicas.
+        pairs = tuple(replace(pair, min_share=pair.current, max_share=pair.current) for pair in pairs)
+    floor = view.floor if free else None
+    return ClassLoad(view.key, view.demand.ahead, pairs, floor, view.uncleared)
+
+
+def _pair(situation: Situation, view: ClassView, name: str, dearest: float) -> Pair:
+    tier = situation.tiers[name]
+    ref = view.spec.tier(name)
+    forecast = view.demand
+    if ref is None or forecast is None:  # the caller asks for the class's own tiers, with a forecast
+        raise LookupError(f"{name} is no tier of {view.key}")
+    tokens = forecast.tokens_on(name)
+    cost = tier.cost_per_request(*tokens)
+    score = view.scores.get(name)
+    utilisation, limit = 0.0, 1.0
+    seen = view.memory.latency.get(name)
+    if tier.capacity is not None:
+        utilisation = forecast.units_on(name) / tier.capacity.saturation
+        limit = capacity.utilisation_limit(
+            tier.capacity, view.objective, idle_latency_seconds=seen.latency_seconds if seen is not None else None
+        )
+    elif not _external_meets(view, tier):
+        limit = 0.0
+    return Pair(
+        tier=name,
+        cost_per_request=dearest * sum(tokens) / 1e6 if cost is None else cost,
+        utilisation=utilisation,
+        limit=limit,
+        tokens=sum(tokens),
+        score=score.value if score is not None else None,
+        min_share=ref.min_weight / 100,
+        max_share=ref.max_weight / 100,
+        current=view.weights.get(name, 0) / 100,
+    )
+
+
+def _external_meets(view: ClassView, tier: TierView) -> bool:
+    """Whether a provider meets the objective: by what gateways measured, else by what its spec declares."""
+    seen, outside = view.memory.latency.get(tier.name), tier.tier.spec.external
+    declared = outside.latency if outside is not None else None
+    ttft = seen.ttfb_seconds if seen is not None else None
+    if ttft is None and declared is not None and declared.ttft_p95 is not None:
+        ttft = declared.ttft_p95.seconds
+    between = (
+        declared.inter_token_p95.seconds if declared is not None and declared.inter_token_p95 is not None else None
+    )
+    whole = seen.latency_seconds if seen is not None else None
+    checks = (
+        (ttft, view.objective.ttft_seconds),
+        (between, view.objective.inter_token_seconds),
+        (whole, view.objective.latency_seconds),
+    )
+    return all(value is None or bound is None or value <= bound for value, bound in checks)
