@@ -130,7 +130,12 @@ def test_equal_worlds_give_equal_plans() -> None:
 def test_first_round_says_everything_once() -> None:
     server = demo()
     plan = planner.plan(server.world())
-    assert {m["kind"] for m in plan.apply} == {"Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget"}
+    assert {m["kind"] for m in plan.apply} == {
+        "Deployment",
+        "Service",
+        "HorizontalPodAutoscaler",
+        "PodDisruptionBudget",
+    }
     assert len({(m["kind"], m["metadata"]["name"]) for m in plan.apply}) == len(plan.apply)
     assert len({one.target for one in plan.statuses}) == len(plan.statuses) == 7
 

@@ -31,6 +31,8 @@ class TierCapacity(StatusModel):
 
     requests_per_second: Figure | None = None
     """Requests per second; of one replica for an in-cluster tier, of the whole tier for an external one."""
+    saturation_requests_per_second: Figure | None = None
+    """Requests per second at which one replica is saturated, as learnt: where learning goes on after a restart."""
     provenance: Provenance
     """Measured, Estimated or Declared."""
 

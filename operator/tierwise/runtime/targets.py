@@ -41,6 +41,6 @@ def checkpoints(world: World) -> dict[str, float]:
     for key, budget in world.budgets.items():
         checkpoint = budget.status.checkpoint
         if checkpoint is not None:
-            moment = checkpoint.time.timestamp()
+            moment = (checkpoint.tokens_until or checkpoint.time).timestamp()
             found[key.namespace] = min(moment, found.get(key.namespace, moment))
     return found
