@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from tierwise.demo.records import Served
 
 STANDARD_ERRORS = 2.0
-"""Weights are probabilities, so a realised mean score scatters around the intended one: by the standard deviation of the
-tiers' scores over the requests, divided by the root of their number."""
+"""Weights are probabilities, so a realised mean score scatters around the intended one: by the standard deviation of
+the tiers' scores over the requests, divided by the root of their number."""
 
 BINDING_MARGIN = 0.02
 """A floor binds when the mix lies within this above it."""

@@ -13,8 +13,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from tierwise.demo import live as live_view
 from tierwise.demo import load, objects, report, results, run, simulate, stage, summary, timeline, upstream
-from tierwise.demo.live import WIDTH
 from tierwise.demo.stage import Stage
 from tierwise.demo.summary import Outcome, Simulated
 from tierwise.devcluster.cluster import Cluster
@@ -81,7 +81,7 @@ def demo(
     """
     console = Console()
     if not console.is_terminal:
-        console = Console(width=WIDTH)
+        console = Console(width=live_view.WIDTH)
     options = Options(
         minutes=minutes,
         trace=trace,
@@ -130,6 +130,7 @@ def _perform(options: Options, console: Console) -> Outcome:
         points = timeline.build(int(seen.seconds), arms, terms, seen.recorder.observed)
         for path in results.write(options.output, outcome, points, seen.recorder.served, lives):
             say(f"wrote {path}")
+        (options.output / "picture.svg").write_text(live_view.svg(seen.busiest), encoding="utf-8")
     return outcome
 
 

@@ -1,11 +1,12 @@
 """What the terminal shows while the demo runs: a pure picture of a `Frame`. Fits 100 columns; columns never move."""
 
+import io
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -190,3 +191,15 @@ def line(frame: Frame) -> str:
     if frame.saving is not None:
         parts.append(f"saving {frame.saving:.2f}x")
     return "; ".join(parts)
+
+
+def answers_per_second(frame: Frame) -> float:
+    """Over all arms."""
+    return sum(point.requests_per_second for arm in frame.arms for point in arm.points)
+
+
+def svg(frame: Frame) -> str:
+    """The picture as an SVG image."""
+    console = Console(width=WIDTH, record=True, file=io.StringIO())
+    console.print(picture(frame))
+    return console.export_svg(title="tierwise demo")

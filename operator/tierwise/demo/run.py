@@ -48,14 +48,14 @@ class Seen:
         recorder: everything observed. seconds: from the first request to the last answer.
         cpu: share of the machine's processors that was busy meanwhile; None when unknown.
         client_cpu: arm -> share of one processor that its client used.
-        last: the last picture.
+        busiest: the picture at the moment of most answers per second.
     """
 
     recorder: Recorder
     seconds: float
     cpu: float | None
     client_cpu: dict[str, float]
-    last: live.Frame
+    busiest: live.Frame
 
 
 async def first_answer(stage: Stage, arms: Sequence[Arm], seconds: float = 30.0) -> None:
@@ -135,7 +135,7 @@ async def perform(
         client_cpu={
             arm: float(end["cpu_seconds"]) / float(end["wall_seconds"]) for arm, end in sorted(recorder.ends.items())
         },
-        last=frame,
+        busiest=frame,
     )
 
 
@@ -188,10 +188,10 @@ async def _follow(
     *,
     show: bool,
 ) -> live.Frame:
-    """Read the clients' files and show, until all clients have ended."""
+    """Read the clients' files and show, until all clients have ended; the busiest moment's picture."""
     total = trace[-1].t_seconds
     deadline = start + total + GRACE_SECONDS
-    frame = frame_of(recorder, trace, 0.0)
+    frame = busiest = frame_of(recorder, trace, 0.0)
     picture = Live(live.picture(frame), console=console, auto_refresh=False, screen=False) if show else None
     said = 0.0
     with picture or contextlib.nullcontext():
@@ -201,13 +201,14 @@ async def _follow(
                 recorder.read_answers(client.arm, client.records)
             elapsed = time.time() - start
             frame = frame_of(recorder, trace, max(0.0, elapsed))
+            busiest = max(busiest, frame, key=live.answers_per_second)
             if picture is not None:
                 picture.update(live.picture(frame), refresh=True)
             elif elapsed - said >= PLAIN_SECONDS:
                 said = elapsed
                 console.print(live.line(frame), highlight=False, soft_wrap=True)
             if ended:
-                return frame
+                return busiest
             if time.time() > deadline:
                 raise StepFailedError(f"answers are still missing {GRACE_SECONDS:g} s after the trace's end")
             await asyncio.sleep(REFRESH_SECONDS)
