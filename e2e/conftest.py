@@ -7,10 +7,25 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tierwise.devcluster import build, install
 from tierwise.devcluster import cluster as clusters
-from tierwise.devcluster import install
 
 TAIL_LINES = 15
+# Whole systems on a busy machine; a test may ask for more by its own mark.
+TIMEOUT_SECONDS = 300
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TIMEOUT_SECONDS))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build the cluster's programs before any test's time runs."""
+    wanted = any("cluster" in getattr(item, "fixturenames", ()) for item in session.items)
+    if wanted and not session.config.option.collectonly:
+        build.binaries(Console(stderr=True))
 
 
 @pytest.fixture(scope="session")

@@ -717,6 +717,7 @@ def _links() -> set[str]:
     return {path.name for path in Path("/sys/class/net").iterdir()}
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("crash", [False, True], ids=["down", "crash"])
 def test_two_side_by_side_and_nothing_is_left(cluster: Cluster, console: Console, crash: bool) -> None:
     name = f"e2e-{os.getpid()}-second"
@@ -762,10 +763,26 @@ def test_two_side_by_side_and_nothing_is_left(cluster: Cluster, console: Console
     assert cluster.kubectl("get", "--raw", "/readyz").stdout == "ok", "the other one goes on"
 
 
-def test_helm_is_there(cluster: Cluster) -> None:
-    assert cluster.helm("list", "-A", "-o", "json").stdout.strip() == "[]"
+def test_helm_installs_and_removes_a_chart(cluster: Cluster, namespace: str, tmp_path: Path) -> None:
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "Chart.yaml").write_text("apiVersion: v2\nname: small\nversion: 0.1.0\nkubeVersion: '>=1.30.0'\n")
+    config = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "made"},
+        "data": {"by": "{{ .Release.Name }}"},
+    }
+    (tmp_path / "templates" / "config.yaml").write_text(yaml.safe_dump(config))
+    cluster.helm("-n", namespace, "install", "first", str(tmp_path), "--wait")
+    assert get(cluster, namespace, "configmap", "made")["data"] == {"by": "first"}
+    assert [release["name"] for release in json.loads(cluster.helm("-n", namespace, "list", "-o", "json").stdout)] == [
+        "first"
+    ]
+    cluster.helm("-n", namespace, "uninstall", "first", "--wait")
+    assert not cluster.kubectl("-n", namespace, "get", "configmap", "made", "--ignore-not-found", "-o", "name").stdout
 
 
+@pytest.mark.timeout(900)
 def test_go_sources_are_formatted_and_their_own_tests_pass() -> None:
     go = shutil.which("go")
     if go is None:
