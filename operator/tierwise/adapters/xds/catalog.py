@@ -6,8 +6,8 @@ No I/O: `server` calls it, and tests hold it against a model of Envoy.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from tierwise.render.envoy import endpoints
-from tierwise.render.envoy.bundle import GatewayConfig, NamespaceBundle, Resource
+from tierwise.render.envoy import endpoints, limits
+from tierwise.render.envoy.bundle import NO_LIMITS, GatewayConfig, Limits, NamespaceBundle, Resource
 from tierwise.render.envoy.protos import CLUSTER, ENDPOINTS, ROUTES, SCOPE, SECRET, Encoded, encode
 
 SHARED = ""
@@ -55,6 +55,7 @@ class Catalog:
         good: the last bundle of each namespace that all gateways acknowledged.
         refused: namespace -> the refusal of its newest bundle.
         invalid: namespace -> why its newest render is no configuration at all.
+        limits: namespace -> which tiers may see what now; the last good configuration keeps to it too.
         served: owner -> what gateways shall have.
         encoded: namespace -> the newest bundle and what it encodes to.
     """
@@ -63,6 +64,7 @@ class Catalog:
     good: dict[str, NamespaceBundle] = field(default_factory=dict)
     refused: dict[str, Refusal] = field(default_factory=dict)
     invalid: dict[str, str] = field(default_factory=dict)
+    limits: dict[str, Limits] = field(default_factory=dict)
     served: dict[str, Served] = field(default_factory=dict)
     encoded: dict[str, tuple[NamespaceBundle, Served]] = field(default_factory=dict)
 
@@ -71,6 +73,7 @@ class Catalog:
         config = prepared.config
         self.invalid = dict(config.invalid)
         self.wanted = dict(config.namespaces)
+        self.limits = dict(config.limits)
         self.encoded = dict(prepared.encoded)
         for namespace, refusal in list(self.refused.items()):
             bundle = self.wanted.get(namespace)
@@ -126,7 +129,7 @@ class Catalog:
             # Without anything better: gateways that took the newest keep it, the others keep what they had.
             return newest
         taken = {name for other, bundle in self.wanted.items() if other != namespace for name in bundle.scopes}
-        return brought_up_to_date(good, newest, taken)
+        return brought_up_to_date(good, newest, taken, self.limits.get(namespace, NO_LIMITS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +187,10 @@ def encode_all(found: Iterable[Resource]) -> dict[str, Encoded]:
     return {each.name: each for each in map(encode, found)}
 
 
-def brought_up_to_date(good: NamespaceBundle, newest: NamespaceBundle | None, taken: set[str]) -> NamespaceBundle:
-    """The last good bundle with today's addresses and credentials, without scopes that are another namespace's now."""
+def brought_up_to_date(
+    good: NamespaceBundle, newest: NamespaceBundle | None, taken: set[str], now: Limits
+) -> NamespaceBundle:
+    """The last good bundle with today's addresses, credentials and limits, without scopes that are another's now."""
     found: dict[str, Resource] = {}
     for name, cluster in good.clusters.items():
         if cluster.get("type") != "EDS":
@@ -197,5 +202,6 @@ def brought_up_to_date(good: NamespaceBundle, newest: NamespaceBundle | None, ta
         good,
         endpoints=found,
         secrets={name: secret for name, secret in credentials.items() if name in good.clusters},
+        routes=limits.hold(good.routes, now),
         scopes={name: scope for name, scope in good.scopes.items() if name not in taken},
     )

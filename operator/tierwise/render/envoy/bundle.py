@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from tierwise.api.scalars import Sensitivity
+
 Resource: TypeAlias = dict[str, Any]  # protobuf JSON of one Envoy resource, with "@type"
 
 
@@ -29,6 +31,28 @@ class NamespaceBundle:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """Which tiers may see what, as the objects say now; it holds for older configurations too.
+
+    Attributes:
+        clearances: by tier name. A tier that is not here is cleared for nothing.
+        required: (policy, class) -> least sensitivity of its requests; class "": of the whole policy.
+    """
+
+    clearances: Mapping[str, Sensitivity]
+    required: Mapping[tuple[str, str], Sensitivity]
+
+    def cleared(self, cluster: str, sensitivity: Sensitivity) -> bool:
+        """Whether the tier of this cluster (`namespace/tier`) may see requests of this sensitivity."""
+        clearance = self.clearances.get(cluster.rpartition("/")[2])
+        return clearance is not None and clearance >= sensitivity
+
+
+NO_LIMITS = Limits({}, {})
+"""Of a namespace of which nothing is known: no tier is cleared."""
+
+
+@dataclass(frozen=True, slots=True)
 class GatewayConfig:
     """The whole desired gateway configuration.
 
@@ -36,8 +60,10 @@ class GatewayConfig:
         shared: listener(s), the default RouteConfiguration and scopes of no namespace, by type URL and name.
         namespaces: by namespace.
         invalid: namespace -> why its resources can not be what Envoy's API defines; it has no bundle then.
+        limits: namespace -> which tiers may see what.
     """
 
     shared: Mapping[str, Mapping[str, Resource]]
     namespaces: Mapping[str, NamespaceBundle]
     invalid: Mapping[str, str] = field(default_factory=dict)
+    limits: Mapping[str, Limits] = field(default_factory=dict)

@@ -7,7 +7,7 @@ from tierwise.api.model_tier import ModelTier
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.core import claims
 from tierwise.core.world import Endpoint, Key, World
-from tierwise.render.envoy import clusters, endpoints, errors, listener, models, routes, scopes, secrets
+from tierwise.render.envoy import clusters, endpoints, errors, limits, listener, models, routes, scopes, secrets
 from tierwise.render.envoy.bundle import GatewayConfig, NamespaceBundle, Resource
 from tierwise.render.envoy.fields import BAD_BODY, DEFAULT_ROUTES, LISTENER_NAME, NO_MODEL, REQUESTED_HEADER
 from tierwise.render.envoy.options import DEFAULTS, GatewayOptions
@@ -84,7 +84,12 @@ class Renderer:
         for resources in shared.values():
             for resource in resources.values():
                 encode(resource)
-        return GatewayConfig(shared=shared, namespaces=bundles, invalid=invalid)
+        return GatewayConfig(
+            shared=shared,
+            namespaces=bundles,
+            invalid=invalid,
+            limits={name: limits.of_namespace(each.tiers, each.policies) for name, each in inputs.items()},
+        )
 
     def _make(self, inputs: _Inputs) -> tuple[_Inputs, NamespaceBundle | InvalidResource]:
         before = self._made.get(inputs.namespace)

@@ -1,0 +1,93 @@
+"""A clearance that was lowered holds at once, also while gateways refuse the configuration that says so."""
+
+import re
+
+from envoy_lab import in_cluster, policy, world
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tierwise.adapters.xds.catalog import Catalog, prepare
+from tierwise.api.scalars import Sensitivity
+from tierwise.render.envoy import gateway, limits
+from tierwise.render.envoy.fields import SENSITIVITY_HEADER
+from tierwise.render.envoy.protos import ROUTES
+
+LEVELS = st.sampled_from(list(Sensitivity))
+CLEARANCES = st.fixed_dictionaries({"a": LEVELS, "b": LEVELS}, optional={"c": LEVELS})
+
+
+def tiers_of(clearances):
+    return [in_cluster(name=name, clearance=level.value) for name, level in clearances.items()]
+
+
+def policy_of(sensitivity, **more):
+    one = {"name": "x", "tiers": [{"name": "a"}, {"name": "b"}, {"name": "c"}], **more}
+    return policy(sensitivity=sensitivity.value, classes=[one])
+
+
+def config_of(clearances, sensitivity, **more):
+    return gateway.render(world(tiers_of(clearances), [policy_of(sensitivity, **more)]))
+
+
+def reached(routes, header):
+    """Tiers that a request with this header can get to, as Envoy would choose: the first route whose headers match."""
+    leaf = routes["virtual_hosts"][0]["matcher"]["matcher_tree"]["exact_match_map"]["map"]["assistant"]
+    for route in leaf["action"]["typed_config"]["routes"]:
+        if all(matches(one, header) for one in route["match"].get("headers", [])):
+            break
+    if "route" not in route:
+        return set()
+    groups = route["route"]["inline_cluster_specifier_plugin"]["extension"]["typed_config"]["priority_groups"]
+    return {one["cluster_name"].split("/")[1] for group in groups for one in group["clusters"]}
+
+
+def matches(condition, header):
+    assert condition["name"] == SENSITIVITY_HEADER
+    if header is None:
+        return False
+    if "present_match" in condition:
+        return True
+    same = re.fullmatch(condition["string_match"]["safe_regex"]["regex"], header) is not None
+    return same != condition.get("invert_match", False)
+
+
+def asked_for(header):
+    levels = {level.value.lower(): level for level in Sensitivity}
+    return Sensitivity.PUBLIC if header is None else levels.get(header.lower(), Sensitivity.RESTRICTED)
+
+
+HEADERS = [None, "", "nonsense", "Public,Restricted", *(level.value for level in Sensitivity), "confidential"]
+
+
+@settings(max_examples=80, deadline=None)
+@given(CLEARANCES, LEVELS, CLEARANCES, LEVELS)
+def test_an_older_configuration_never_reaches_a_tier_that_is_not_cleared_now(before, asked, now, required):
+    good = config_of(before, asked).namespaces["legal"]
+    held = limits.hold(good.routes, config_of(now, required).limits["legal"])
+    for header in HEADERS:
+        needed = max(required, asked_for(header))
+        assert reached(held, header) <= {name for name, clearance in now.items() if clearance >= needed}
+
+
+@settings(max_examples=25, deadline=None)
+@given(CLEARANCES, LEVELS)
+def test_limits_that_have_not_changed_change_nothing(clearances, sensitivity):
+    config = config_of(clearances, sensitivity)
+    assert limits.hold(config.namespaces["legal"].routes, config.limits["legal"]) == config.namespaces["legal"].routes
+
+
+def test_a_refused_configuration_does_not_keep_a_clearance_that_it_lowers():
+    public, restricted = Sensitivity.PUBLIC, Sensitivity.RESTRICTED
+    catalog = Catalog()
+    catalog.publish(prepare(config_of({"a": restricted, "b": restricted}, Sensitivity.CONFIDENTIAL), {}))
+    catalog.acknowledge("legal")
+    good = catalog.served["legal"]
+    bad = {"match": {"headers": [{"name": "x-team", "pattern": "a.*"}]}}  # stands for what Envoy would refuse
+    newest = config_of({"a": restricted, "b": public}, Sensitivity.CONFIDENTIAL, **bad)
+    catalog.publish(prepare(newest, {}))
+    assert catalog.refuse("legal", newest.namespaces["legal"].hash, "no") == {"legal"}
+    served = catalog.served["legal"]
+    assert served.hash == good.hash
+    assert served.of(ROUTES) != good.of(ROUTES)
+    assert b"legal/a" in served.of(ROUTES)["legal"].data
+    assert b"legal/b" not in served.of(ROUTES)["legal"].data
