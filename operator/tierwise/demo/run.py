@@ -234,7 +234,7 @@ def frame_of(recorder: Recorder, trace: Sequence[TraceRequest], elapsed: float) 
             live.ArmFrame(
                 name=arm.name,
                 title=TITLES.get(arm.name, arm.name),
-                points=timeline.points_at(elapsed, arm, recorder.terms, seen),
+                points=timeline.points_at(elapsed, arm, recorder.terms, seen, when=timeline.ended_at),
                 classes=[entry.name for entry in recorder.terms.classes],
                 cost=float(bill.cost),
                 attainment=sum(met) / len(met) if met else None,

@@ -95,8 +95,6 @@ def model_of(documents: Iterable[Mapping[str, Any]], provider_profile: str, seed
 def _quality(tier: ModelTier, terms: Terms) -> dict[str, float]:
     scores = terms.tiers[tier.metadata.name].quality
     return {entry.name: scores[entry.task] for entry in terms.classes if entry.task and entry.task in scores}
-        entry.name: scores[entry.task] for entry in terms.classes if entry.task is not None and entry.task in scores
-    }
 
 
 def _tier(tier: ModelTier, terms: Terms, provider_profile: str) -> Tier:

@@ -1,6 +1,6 @@
 """The run second by second, made afterwards from what was observed. Pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tierwise.demo import bill, pods, records
@@ -70,6 +70,11 @@ def first_token_at(record: Served) -> float | None:
     return None if record.ttft_seconds is None else record.sent_seconds + record.ttft_seconds
 
 
+def ended_at(record: Served) -> float | None:
+    """When a client had the whole answer, on the run's clock."""
+    return None if record.latency_seconds is None else record.sent_seconds + record.latency_seconds
+
+
 def weights_at(seen: Iterable[WeightSeen], arm: str, at_seconds: float) -> dict[str, dict[str, float]]:
     """Tier -> class -> percent in force at a moment."""
     latest: dict[str, WeightSeen] = {}
@@ -93,6 +98,7 @@ def points_at(
     seen: Observed,
     *,
     window_seconds: float = WINDOW_SECONDS,
+    when: Callable[[Served], float | None] = first_token_at,
 ) -> tuple[Point, ...]:
     """All tiers of an arm at one moment.
 
@@ -102,15 +108,13 @@ def points_at(
         terms: prices.
         seen: of all arms.
         window_seconds: how far rates look back; less at the start of the run.
+        when: the moment that a request counts at. Live, that is its end: before, its client has said nothing.
     """
     window = min(window_seconds, max(second, 1.0))
     recent = [
         record
         for record in seen.served
-        if record.arm == arm.name
-        and record.ok
-        and (at := first_token_at(record)) is not None
-        and second - window < at <= second
+        if record.arm == arm.name and record.ok and (at := when(record)) is not None and second - window < at <= second
     ]
     in_force = weights_at(seen.weights, arm.name, second)
     mine = [life for life in seen.lives if life.key.namespace == arm.namespace]
