@@ -156,7 +156,7 @@ async def test_process_agrees_with_offline_model_and_drains(tmp_path, name, rate
     lengths = traces.Lengths(400, 0.3, 100, 900), traces.Lengths(120, 0.3, 50, 240)
     spec = traces.TraceSpec(
         seed=9,
-        duration_seconds=6,
+        duration_seconds=4,
         base_rps=rate,
         peak_rps=rate,
         variation=1.0,
