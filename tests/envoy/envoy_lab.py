@@ -272,7 +272,7 @@ class Lab:
         log.close()
         self.envoys.append(process)
         self.metrics_port = metrics
-        await self.eventually(lambda: self.ready(metrics, process, folder), seconds=15)
+        await self.eventually(lambda: self.ready(metrics, process, folder), seconds=60)
         return process
 
     async def ready(self, port, process, folder) -> bool:

@@ -73,6 +73,24 @@ async def test_tokens_are_counted_exactly_by_tier_policy_namespace_and_class(lab
         assert await counters() == expected
 
 
+async def test_the_usage_event_reaches_only_clients_that_asked_for_it(lab, upstream):
+    a = await upstream("a")
+    classes = [{"name": "all", "tiers": [{"name": "compact"}]}]
+    await lab.settle(world([in_cluster()], [policy(classes=classes)], {"legal/compact": [a.port]}))
+    for gap in (0.0, 0.02):
+        a.chunk_gap = gap
+        plain = await lab.ask(stream=True)
+        refused = await lab.ask(stream=True, stream_options={"include_usage": False})
+        asked = await lab.ask(stream=True, stream_options={"include_usage": True})
+        for answer in (plain, refused):
+            assert b"usage" not in answer.body
+            assert answer.body.count(b"data: ") == 4
+            assert answer.body.endswith(b"data: [DONE]\n\n")
+        assert asked.body.count(b'"usage"') == 1
+        assert asked.body.replace(asked.body.split(b"\n\n")[3] + b"\n\n", b"") == plain.body
+    assert all(b'"include_usage": true' in s.body or b'"include_usage":true' in s.body for s in a.seen)
+
+
 async def test_latency_of_answers_only_and_first_byte_before_the_last(lab, upstream):
     a = await upstream("a", chunk_gap=0.1, chunks=4)
     await lab.settle(

@@ -8,6 +8,7 @@ drain its connections.
 
 from typing import Any
 
+from tierwise.render.envoy import lua
 from tierwise.render.envoy.fields import (
     BAD_BODY,
     BYTES_HEADER,
@@ -73,21 +74,26 @@ def strip_internal_headers() -> dict[str, Any]:
 
 
 def model_of_body() -> dict[str, Any]:
-    """`model` of the JSON body to metadata; the last one when it stands twice."""
+    """`model` of the JSON body to metadata (the last one when it stands twice), and what is said about streaming."""
 
     def value(text: str) -> dict[str, Any]:
         return {"metadata_namespace": METADATA, "key": "model", "value": text}
 
-    rule = {
+    model = {
         "selectors": [{"key": "model"}],
         "on_present": {"metadata_namespace": METADATA, "key": "model", "type": "STRING"},
         "on_missing": value(NO_MODEL),
         "on_error": value(BAD_BODY),
     }
+    stream = {"selectors": [{"key": "stream"}], "on_present": {"metadata_namespace": METADATA, "key": "stream"}}
+    usage = {
+        "selectors": [{"key": "stream_options"}, {"key": "include_usage"}],
+        "on_present": {"metadata_namespace": METADATA, "key": "include_usage"},
+    }
     return extension(
         "tierwise.body",
         f"{_HTTP}.json_to_metadata.v3.JsonToMetadata",
-        request_rules={"allow_content_types_regex": _JSON_TYPES, "rules": [rule]},
+        request_rules={"allow_content_types_regex": _JSON_TYPES, "rules": [model, stream, usage]},
     )
 
 
@@ -154,6 +160,15 @@ def _usage_rules() -> list[dict[str, Any]]:
     ]
 
 
+def usage_of_stream_stays_here() -> dict[str, Any]:
+    """A client that did not ask for the usage event does not get it. Before the filter that reads it: answers go up."""
+    return extension(
+        "tierwise.stream",
+        f"{_HTTP}.lua.v3.Lua",
+        default_source_code={"inline_string": lua.CLIENT_SOURCE},
+    )
+
+
 def usage_of_stream() -> dict[str, Any]:
     """Token counts of a streamed answer to metadata."""
     parser = extension(
@@ -188,6 +203,7 @@ def chain() -> list[dict[str, Any]]:
         model_of_body(),
         routing_headers(),
         choose_route_again(),
+        usage_of_stream_stays_here(),
         usage_of_stream(),
         usage_of_body(),
         router(),

@@ -1,15 +1,19 @@
-"""The one Lua program of the gateway: what a request looks like to the tier that an attempt goes to.
+"""The two Lua programs of the gateway.
 
-It runs as an upstream filter, so once per attempt. All attempts of a request share their headers, therefore each value
-is set absolutely, from the request as the client sent it (filter state) and the tier's parameters (`filter_context`).
-One program for all clusters, in one VM per worker (`shared_vm_id`): a VM per cluster costs about 90 KiB and worker.
+`SOURCE`: what a request looks like to the tier that an attempt goes to. An upstream filter, it runs once per attempt.
+All attempts of a request share their headers, therefore each value is set absolutely, from the request as the client
+sent it (filter state) and the tier's parameters (`filter_context`). One program for all clusters, in one VM per worker
+(`shared_vm_id`): a VM per cluster costs about 90 KiB and worker.
 
 What it changes in a JSON body, all other bytes stay as they are:
 - the value of the top-level `model` becomes the name that the tier serves;
 - `"stream": true` gets `stream_options.include_usage`, without which streams report no tokens.
+
+`CLIENT_SOURCE`: takes the usage event out of a stream again when its client did not ask for it: much code reads
+`choices[0]` of every event, and this one has no choices. An event that arrives in pieces is passed on as it is.
 """
 
-from tierwise.render.envoy.fields import PATH_STATE
+from tierwise.render.envoy.fields import METADATA, PATH_STATE
 
 VM_ID = "tierwise"
 
@@ -112,6 +116,45 @@ function envoy_on_request(handle)
   local body = handle:body(true)
   local rewritten = rewrite(body:getBytes(0, body:length()), model)
   if rewritten then body:setBytes(rewritten) end
+end
+"""
+)
+
+CLIENT_SOURCE = (
+    r"""
+local function without_usage(s)
+  local kept, from, removed = {}, 1, false
+  while true do
+    local _, e = string.find(s, '\n\n', from, true)
+    if not e then break end
+    local event = string.sub(s, from, e)
+    if string.find(event, '"choices"%s*:%s*%[%s*%]') and string.find(event, '"usage"%s*:%s*{') then
+      removed = true
+    else
+      kept[#kept + 1] = event
+    end
+    from = e + 1
+  end
+  if not removed then return nil end
+  kept[#kept + 1] = string.sub(s, from)
+  return table.concat(kept)
+end
+
+function envoy_on_response(handle)
+  local kind = handle:headers():get('content-type')
+  if not kind or string.sub(kind, 1, 17) ~= 'text/event-stream' then return end
+  local asked = handle:streamInfo():dynamicMetadata():get('"""
+    + METADATA
+    + r"""')
+  if not asked or asked['stream'] ~= true or asked['include_usage'] == true then return end
+  handle:headers():remove('content-length')
+  for chunk in handle:bodyChunks() do
+    local length = chunk:length()
+    if length > 0 then
+      local rest = without_usage(chunk:getBytes(0, length))
+      if rest then chunk:setBytes(rest) end
+    end
+  end
 end
 """
 )
