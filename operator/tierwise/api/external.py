@@ -129,7 +129,7 @@ class External(ApiModel):
     ] = ()
     """Headers that every request to the provider carries, such as an API version."""
     price: TokenPrice | None = None
-    """Price per token. When absent the tier's cost is unknown, and budgets treat it as their `unpriced` says."""
+    """Price per token. When absent the tier's cost is unknown: the loop takes it for dear, and budgets list it."""
     limits: ProviderLimits | None = None
     """Rate limits of the contract. When absent: not limited."""
     latency: DeclaredLatency | None = None

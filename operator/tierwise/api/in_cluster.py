@@ -314,7 +314,7 @@ class InCluster(ApiModel):
     """Strategic-merge overlay on the Pod template, with `metadata` and `spec`, for everything else: node selectors,
     tolerations, volumes."""
     price: ReplicaPrice | None = None
-    """Price of a replica. When absent the tier's cost is unknown, and budgets treat it as their `unpriced` says."""
+    """Price of a replica. When absent the tier's cost is unknown: the loop takes it for dear, and budgets list it."""
     replicas: Replicas
     """How many replicas there may be."""
     autoscaling: Autoscaling = Autoscaling()

@@ -46,7 +46,7 @@ class LadderRung(ApiModel):
     """Percent of the ceiling that is spent, from which the action holds."""
     action: LadderAction
     """Notify: condition, event and metric. Downgrade: to the cheapest tiers that are cleared, floors giving way.
-    Throttle: fewer requests. Deny: 429."""
+    Throttle: fewer requests. Deny: 429. This version only notifies, whatever the action."""
 
 
 class ExemptClass(ApiModel):
@@ -111,18 +111,19 @@ class NamespaceBudgetSpec(ApiModel):
     ladder: Annotated[tuple[LadderRung, ...], Field(min_length=1, max_length=8, json_schema_extra=ATOMIC)]
     """What happens on the way to the ceiling, in ascending order of atPercent."""
     exempt: Annotated[tuple[ExemptClass, ...], Field(max_length=32, json_schema_extra=ATOMIC)] = ()
-    """Classes that the ladder leaves alone. Their cost still counts."""
+    """Classes that the ladder leaves alone. Their cost still counts. No effect in this version: the ladder only
+    notifies."""
     unpriced: Unpriced = Unpriced.DENY
     """What happens to requests whose tier has no known price: Deny keeps them off the tier, Allow lets them through
-    uncounted (and says so)."""
+    uncounted (and says so). No effect in this version: they pass, and are shown as unknown."""
     failure_policy: FailurePolicy = FailurePolicy.CLOSED
     """What gateways do once no operator has decided for failureAfter: Closed denies, Open lets requests through.
-    Until then the last rung stays."""
+    Until then the last rung stays. No effect in this version: requests pass."""
     failure_after: Duration = Field(default="10m", validate_default=True)
-    """How long no operator may decide before failurePolicy applies."""
+    """How long no operator may decide before failurePolicy applies. No effect in this version."""
     enforce_replicas: Bool = False
     """Lets the ladder take replicas below a tier's replicas.min. When false, what the minimum costs until the
-    period's end is reserved first."""
+    period's end is reserved first. No effect in this version."""
 
 
 class NamespaceBudget(ApiObject[NamespaceBudgetSpec, NamespaceBudgetStatus]):

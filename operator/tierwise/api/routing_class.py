@@ -102,7 +102,8 @@ class ClassMatch(ApiModel):
         tuple[Label, ...] | None,
         Field(min_length=1, max_length=64, json_schema_extra=SET),
     ] = None
-    """Authenticated consumers, one of which must be the caller."""
+    """Authenticated consumers, one of which must be the caller. This version authenticates nobody: the class then
+    takes no request."""
     models: Annotated[
         tuple[ModelName, ...] | None,
         Field(min_length=1, max_length=32, json_schema_extra=SET),
@@ -223,7 +224,7 @@ class Affinity(ApiModel):
     header: HeaderName | None = None
     """Requests with the same value of this header, such as x-session-id."""
     prefix: PrefixAffinity | None = None
-    """Requests whose prompts start alike."""
+    """Requests whose prompts start alike. No effect in this version: use header."""
 
 
 class Shadow(ApiModel):
@@ -314,7 +315,7 @@ class RoutingClass(ApiModel):
     affinity: Affinity | None = None
     """Which requests should reach the same replica. When absent: the least busy replica."""
     shadow: Shadow | None = None
-    """Copies of requests to another tier, for measurement."""
+    """Copies of requests to another tier, for measurement. No effect in this version: nothing is copied."""
 
     def tier(self, name: str) -> TierRef | None:
         """The reference to a tier, None when the class does not list it."""
