@@ -48,7 +48,7 @@ func (c *container) sidecar() bool {
 
 // restarts says whether the container is started again after it ended with the code.
 func (c *container) restarts(code int32) bool {
-	switch policy := c.worker.pod.Spec.RestartPolicy; {
+	switch policy := c.worker.podNow().Spec.RestartPolicy; {
 	case c.sidecar():
 		return true
 	case c.init:
@@ -185,7 +185,7 @@ func (c *container) start(ctx context.Context, restart int) (*process, error) {
 		scratch: w.scratch, hostname: pod.Name, address: w.address(), resolv: w.node.resolv(pod), mounts: mounts,
 	}
 	env := processEnvironment(entry, environment)
-	current, err := startProcess(w.network.namespace, root.enter, program{
+	current, err := startProcess(w.networkNow().namespace, root.enter, program{
 		argv: commandLine(entry, c.spec, environment), env: env, folder: c.spec.WorkingDir, stdout: log, stderr: log,
 	})
 	if err != nil {
@@ -196,7 +196,7 @@ func (c *container) start(ctx context.Context, restart int) (*process, error) {
 		remember(status)
 		c.process, c.env = current, env
 		status.ImageID = "process://" + c.spec.Image
-		status.ContainerID = fmt.Sprintf("process://%s/%d", w.pod.UID, current.pid)
+		status.ContainerID = fmt.Sprintf("process://%s/%d", w.id.uid, current.pid)
 		status.RestartCount = int32(restart)
 		status.Started = &started
 		status.Ready = started && c.spec.ReadinessProbe == nil
@@ -256,7 +256,7 @@ func (c *container) graceAfterProbe() time.Duration {
 			return time.Duration(*probe.TerminationGracePeriodSeconds) * time.Second
 		}
 	}
-	if grace := c.worker.pod.Spec.TerminationGracePeriodSeconds; grace != nil {
+	if grace := c.worker.podNow().Spec.TerminationGracePeriodSeconds; grace != nil {
 		return time.Duration(*grace) * time.Second
 	}
 	return 30 * time.Second
@@ -358,7 +358,7 @@ func (c *container) exec(ctx context.Context, run program) (int32, error) {
 	}
 	run.env = env
 	run.folder = c.spec.WorkingDir
-	return runToEnd(ctx, c.worker.network.namespace, current.pid, run)
+	return runToEnd(ctx, c.worker.networkNow().namespace, current.pid, run)
 }
 
 func (c *container) logFile(restart int) string {

@@ -36,7 +36,7 @@ func (n *node) CreatePod(_ context.Context, pod *corev1.Pod) error {
 	earlier := n.workers[key]
 	n.mutex.Unlock()
 	if earlier != nil {
-		if earlier.pod.UID == pod.UID {
+		if earlier.id.uid == pod.UID {
 			return nil
 		}
 		earlier.stop(0)
@@ -53,7 +53,7 @@ func (n *node) CreatePod(_ context.Context, pod *corev1.Pod) error {
 // UpdatePod takes the newer object, or replaces the Pod if it is another of the same name.
 func (n *node) UpdatePod(ctx context.Context, pod *corev1.Pod) error {
 	w := n.worker(pod.Namespace, pod.Name)
-	if w == nil || w.pod.UID != pod.UID {
+	if w == nil || w.id.uid != pod.UID {
 		return n.CreatePod(ctx, pod)
 	}
 	w.update(pod)
@@ -63,7 +63,7 @@ func (n *node) UpdatePod(ctx context.Context, pod *corev1.Pod) error {
 // DeletePod lets the Pod end within its grace period and forgets it afterwards.
 func (n *node) DeletePod(ctx context.Context, pod *corev1.Pod) error {
 	w := n.worker(pod.Namespace, pod.Name)
-	if w == nil || w.pod.UID != pod.UID {
+	if w == nil || w.id.uid != pod.UID {
 		return errdefs.NotFound("no such Pod")
 	}
 	grace := gracePeriod(pod)
@@ -141,14 +141,14 @@ func (n *node) GetPodStatus(ctx context.Context, namespace, name string) (*corev
 // GetPods returns all Pods of the node.
 func (n *node) GetPods(ctx context.Context) ([]*corev1.Pod, error) {
 	n.mutex.Lock()
-	var names [][2]string
+	var known []identity
 	for _, w := range n.workers {
-		names = append(names, [2]string{w.pod.Namespace, w.pod.Name})
+		known = append(known, w.id)
 	}
 	n.mutex.Unlock()
 	var pods []*corev1.Pod
-	for _, name := range names {
-		if pod, err := n.GetPod(ctx, name[0], name[1]); err == nil {
+	for _, id := range known {
+		if pod, err := n.GetPod(ctx, id.namespace, id.name); err == nil {
 			pods = append(pods, pod)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"devcluster/hostpid"
 )
@@ -20,10 +21,16 @@ const (
 	volumeSync = 500 * time.Millisecond
 )
 
+// identity is what never changes of a Pod.
+type identity struct {
+	namespace, name string
+	uid             types.UID
+}
+
 // worker runs one Pod from its arrival on the node to its end.
 type worker struct {
 	node    *node
-	network *podNetwork
+	id      identity
 	volumes *volumes
 	logs    string // folder of the containers' logs, kept when the Pod goes
 	folder  string // everything else, removed with the Pod
@@ -38,6 +45,7 @@ type worker struct {
 	dirty     chan struct{}
 
 	mutex      sync.Mutex
+	network    *podNetwork // nil until it is made
 	pod        *corev1.Pod // as the API server has it; its status is ours
 	initial    []*container
 	main       []*container
@@ -51,7 +59,7 @@ type worker struct {
 func newWorker(n *node, pod *corev1.Pod) *worker {
 	name := pod.Namespace + "_" + pod.Name + "_" + string(pod.UID)
 	w := &worker{
-		node: n, pod: pod, started: metav1.Now(),
+		node: n, pod: pod, started: metav1.Now(), id: identity{pod.Namespace, pod.Name, pod.UID},
 		logs:     filepath.Join(n.state, "logs", "pods", name),
 		folder:   filepath.Join(n.state, "pods", name),
 		finished: make(chan struct{}), mainsDone: make(chan struct{}), dirty: make(chan struct{}, 1),
@@ -73,13 +81,20 @@ func newWorker(n *node, pod *corev1.Pod) *worker {
 	return w
 }
 
-func (w *worker) key() string { return w.pod.Namespace + "/" + w.pod.Name }
+func (w *worker) key() string { return w.id.namespace + "/" + w.id.name }
 
+func (w *worker) networkNow() *podNetwork {
+	w.mutex.Lock()
+	defer w.mutex.Unlock()
+	return w.network
+}
+
+// address is the Pod's, empty until it has one.
 func (w *worker) address() string {
-	if w.network == nil {
-		return ""
+	if opened := w.networkNow(); opened != nil {
+		return opened.address.String()
 	}
-	return w.network.address.String()
+	return ""
 }
 
 func (w *worker) podNow() *corev1.Pod {
@@ -129,19 +144,21 @@ func (w *worker) run() {
 	}()
 	w.changed()
 	syncing, stopSync := context.WithCancel(context.Background())
+	var keeper sync.WaitGroup
 	if w.setUp() {
-		go w.keepVolumes(syncing)
+		keeper.Go(func() { w.keepVolumes(syncing) })
 		w.runContainers()
 	}
 	stopSync()
+	keeper.Wait()
 	w.mutex.Lock()
 	w.done = true
 	w.mutex.Unlock()
 	w.changed()
 	close(w.finished)
 	<-publishing
-	if w.network != nil {
-		w.node.network.close(w.network)
+	if opened := w.networkNow(); opened != nil {
+		w.node.network.close(opened)
 	}
 	if err := os.RemoveAll(w.folder); err != nil {
 		log.Printf("%s: %v", w.key(), err)
@@ -173,7 +190,7 @@ func (w *worker) trySetUp() error {
 	if err := os.MkdirAll(w.scratch, 0o755); err != nil {
 		return err
 	}
-	if w.network == nil {
+	if w.networkNow() == nil {
 		opened, err := w.node.network.open()
 		if err != nil {
 			return err
@@ -300,12 +317,12 @@ func (w *worker) pids() map[string]int {
 }
 
 func (w *worker) pidFile() string {
-	return filepath.Join(w.node.state, "run", "pods", w.pod.Namespace+"_"+w.pod.Name+".json")
+	return filepath.Join(w.node.state, "run", "pods", w.id.namespace+"_"+w.id.name+".json")
 }
 
 // writePIDs tells tests outside which process is which container.
 func (w *worker) writePIDs(pids map[string]int) {
-	text, err := json.Marshal(map[string]any{"uid": w.pod.UID, "address": w.address(), "containers": pids})
+	text, err := json.Marshal(map[string]any{"uid": w.id.uid, "address": w.address(), "containers": pids})
 	if err == nil {
 		temporary := w.pidFile() + ".new"
 		if err = os.WriteFile(temporary, text, 0o644); err == nil {
