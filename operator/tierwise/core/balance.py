@@ -12,11 +12,15 @@ import math
 from collections.abc import Mapping
 
 from tierwise.core import milp
-from tierwise.core.problem import Pair, Problem, Relaxed, Solution, Usable, cost_of, usable
+from tierwise.core.problem import Problem, Relaxed, Solution, Usable, cost_of, usable
 from tierwise.core.signals import ClassKey
 
 TIME_LIMIT_SECONDS = 2.0
-RELATIVE_GAP = 1e-4
+RELATIVE_GAP = 1e-3
+EXACT_PAIRS = 40
+"""Up to so many pairs of class and tier the problem is solved to the end; beyond, replicas are rounded."""
+
+_ROUNDINGS = 4
 
 _EPSILON_RATE = 1e-3
 _LEVELS = 3
@@ -25,8 +29,9 @@ _TIE = 1e-5
 
 def solve(problem: Problem, *, time_limit_seconds: float = TIME_LIMIT_SECONDS) -> Solution | None:
     """The cheapest mix; None only when the solver found no point in time (the caller then keeps what is in force)."""
-    ready = tuple(usable(load) for load in problem.classes)
-    ready = tuple(item for item in ready if item.pairs)
+    ready = tuple(item for load in problem.classes if (item := usable(load)).pairs)
+    if sum(len(item.pairs) for item in ready) > EXACT_PAIRS:
+        return _rounded(problem, ready, time_limit_seconds)
     built = _Built(problem, ready)
     outcome = built.model.solve(time_limit_seconds=time_limit_seconds, relative_gap=RELATIVE_GAP)
     if outcome.values is None:
@@ -34,11 +39,63 @@ def solve(problem: Problem, *, time_limit_seconds: float = TIME_LIMIT_SECONDS) -
     return built.read(outcome.values, outcome.status)
 
 
-class _Built:
-    """The programme of one problem, and how to read its values."""
+def _rounded(problem: Problem, classes: tuple[Usable, ...], time_limit_seconds: float) -> Solution | None:
+    """A large problem: the linear relaxation, replicas rounded up, then the dearest roundings taken back where that is cheaper.
 
-    def __init__(self, problem: Problem, classes: tuple[Usable, ...]) -> None:
+    Every tier is planned for its strictest class, used or not, so that nothing is whole but the replicas.
+    """
+    relaxed = _Built(problem, classes, exact=False)
+    outcome = relaxed.model.solve(time_limit_seconds=time_limit_seconds, relative_gap=RELATIVE_GAP)
+    if outcome.values is None:
+        return None
+    exact = {name: outcome.values[column] for name, column in relaxed.replicas.items()}
+    counts = {name: math.ceil(value - 1e-6) for name, value in exact.items()}
+    best = _with_replicas(problem, classes, counts, time_limit_seconds)
+    if best is None:
+        return None
+    waste = sorted(
+        (name for name in counts if counts[name] > max(problem.tiers[name].min_replicas, exact[name] + 1e-6)),
+        key=lambda name: (-(counts[name] - exact[name]) * (problem.tiers[name].price_per_hour or 0.0), name),
+    )
+    for name in waste[:_ROUNDINGS]:
+        fewer = {**counts, name: counts[name] - 1}
+        other = _with_replicas(problem, classes, fewer, time_limit_seconds)
+        if other is not None and other[0] < best[0]:
+            counts, best = fewer, other
+    return best[1]
+
+
+def _with_replicas(
+    problem: Problem, classes: tuple[Usable, ...], counts: Mapping[str, int], time_limit_seconds: float
+) -> tuple[float, Solution] | None:
+    """Objective and solution with these replicas; None when there is none in time."""
+    built = _Built(problem, classes, exact=False, counts=counts)
+    outcome = built.model.solve(time_limit_seconds=time_limit_seconds, relative_gap=RELATIVE_GAP)
+    if outcome.values is None:
+        return None
+    return outcome.objective, built.read(outcome.values, f"{outcome.status}, rounded")
+
+
+class _Built:
+    """The programme of one problem, and how to read its values.
+
+    Args:
+        problem: whole. classes: those with somewhere to go.
+        exact: whole replicas, and the strictest class that is in use binds a tier; else a linear programme.
+        counts: replicas to take as given.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        classes: tuple[Usable, ...],
+        *,
+        exact: bool = True,
+        counts: Mapping[str, int] | None = None,
+    ) -> None:
         self.problem = problem
+        self.exact = exact
+        self.counts = counts
         self.classes = classes
         self.model = milp.Model()
         self.replicas: dict[str, int] = {}
@@ -76,11 +133,11 @@ class _Built:
             if tier.price_per_hour is None:
                 self.excess[name] = self.model.column(cost=self.penalty)
                 continue
+            low, high = tier.min_replicas, max(tier.min_replicas, tier.max_replicas)
+            if self.counts is not None:
+                low = high = self.counts[name]
             count = self.model.column(
-                cost=tier.price_per_hour,
-                lower=tier.min_replicas,
-                upper=max(tier.min_replicas, tier.max_replicas),
-                integer=tier.min_replicas < tier.max_replicas,
+                cost=tier.price_per_hour, lower=low, upper=high, integer=self.exact and low < high
             )
             self.replicas[name] = count
             self.overload[name] = self.model.column(cost=self.penalty)
@@ -102,7 +159,7 @@ class _Built:
                 )
                 self.shares[item.load.key, pair.tier] = column
                 terms.append((column, 1.0))
-                if near is not None:
+                if near is not None and self.exact:
                     self._stay_near(column, near.get(pair.tier, 0.0), rate * max(pair.utilisation, 1e-3))
             self.model.row(terms, lower=1.0, upper=1.0)
             if item.floor is not None:
@@ -128,8 +185,10 @@ class _Built:
             load = [(column, self.rate(item) * pair.utilisation) for item, pair, column in users]
             load.append((self.overload[name], -1.0))
             limits = sorted({pair.limit for _, pair, _ in users})
-            most = limits[-1] * self.problem.headroom
+            most = (limits[-1] if self.exact else limits[0]) * self.problem.headroom
             self.model.row([*load, (count, -most)], upper=0.0)
+            if not self.exact:
+                continue
             tier = self.problem.tiers[name]
             for low, high in _levels(limits):
                 allowed = low * self.problem.headroom
@@ -185,42 +244,38 @@ class _Built:
         )
 
     def _binding(self, item: Usable, mix: Mapping[str, float], replicas: Mapping[str, int]) -> str:
-        if any(entry.kind == "FloorUnreachable" for entry in item.relaxed):
-            return "Floor"
+        """What keeps a class from a cheaper mix: the first that applies; empty for none."""
         score = sum(mix[pair.tier] * (pair.score or 0.0) for pair in item.pairs)
-        if item.floor is not None and score < item.floor + 1e-4 and len(item.pairs) > 1 and _mixed_scores(item.pairs):
-            return "Floor"
-        if any(pair.max_share < 1 and mix[pair.tier] > pair.max_share - 1e-4 for pair in item.pairs):
-            return "WeightBounds"
-        if any(pair.min_share > 0 and mix[pair.tier] < pair.min_share + 1e-4 for pair in item.pairs):
-            return "WeightBounds"
-        for pair in item.pairs:
-            tier = self.problem.tiers[pair.tier]
-            if tier.external or not 1e-6 < mix[pair.tier] < 1 - 1e-6:
-                continue
-            if replicas[tier.name] >= tier.max_replicas:
-                return "Capacity"
-        if "objective" in item.excluded.values():
-            return "Objective"
-        if "quality unknown" in item.excluded.values():
-            return "Floor"
-        if item.load.uncleared and len(item.pairs) == 1:
-            return "Clearance"
-        return ""
-
-
-def _mixed_scores(pairs: tuple[Pair, ...]) -> bool:
-    return len({pair.score for pair in pairs}) > 1
+        unreachable = any(entry.kind == "FloorUnreachable" for entry in item.relaxed)
+        tight = item.floor is not None and score < item.floor + 1e-4 and len({pair.score for pair in item.pairs}) > 1
+        bounded = any(
+            (pair.max_share < 1 and mix[pair.tier] > pair.max_share - 1e-4)
+            or (pair.min_share > 0 and mix[pair.tier] < pair.min_share + 1e-4)
+            for pair in item.pairs
+        )
+        tiers = self.problem.tiers
+        full = any(
+            not tiers[pair.tier].external
+            and 1e-6 < mix[pair.tier] < 1 - 1e-6
+            and replicas[pair.tier] >= tiers[pair.tier].max_replicas
+            for pair in item.pairs
+        )
+        why = set(item.excluded.values())
+        causes = (
+            ("Floor", unreachable or tight),
+            ("WeightBounds", bounded),
+            ("Capacity", full),
+            ("Objective", "objective" in why),
+            ("Floor", "quality unknown" in why),
+            ("Clearance", bool(item.load.uncleared) and len(item.pairs) == 1),
+        )
+        return next((name for name, holds in causes if holds), "")
 
 
 def _levels(limits: list[float]) -> list[tuple[float, float]]:
-    """Ranges of limits clearly below the largest one, at most three: each is planned for at its lowest."""
-    strict = [limit for limit in limits if limit < 0.9 * limits[-1]]
+    """Ranges of the limits below the largest one, at most three: each is planned for at its lowest."""
+    strict = limits[:-1]
     if not strict:
-        return [] if limits[0] >= limits[-1] - 1e-12 else [(limits[0], limits[-1] - 1e-12)]
+        return []
     size = math.ceil(len(strict) / _LEVELS)
-    ranges = [(strict[at], strict[min(at + size, len(strict)) - 1]) for at in range(0, len(strict), size)]
-    near = [limit for limit in limits if 0.9 * limits[-1] <= limit < limits[-1]]
-    if near:
-        ranges.append((near[0], near[-1]))
-    return ranges
+    return [(strict[at], strict[min(at + size, len(strict)) - 1]) for at in range(0, len(strict), size)]

@@ -14,7 +14,7 @@ from tierwise.api.namespace_budget_status import (
     RungStatus,
 )
 from tierwise.core import budget as calendar
-from tierwise.core import conditions, ledger, tier_status
+from tierwise.core import conditions, cost, ledger, tier_status
 from tierwise.core.conditions import Finding
 from tierwise.core.ledger import Account, Entry, TokenPrices, Use
 from tierwise.core.situation import Situation, TierView
@@ -99,6 +99,7 @@ def _use(world: World, situation: Situation, view: TierView, currency: str) -> U
             if price is not None
             else None,
             reading=reading,
+            most_cost_per_hour=_most_cost(situation, view) if price is not None else None,
         )
     return Use(
         view.name,
@@ -107,6 +108,19 @@ def _use(world: World, situation: Situation, view: TierView, currency: str) -> U
         price_per_hour=view.price_per_hour if same else None,
         reading=reading,
     )
+
+
+def _most_cost(situation: Situation, view: TierView) -> Decimal | None:
+    """Upper bound of a provider's cost per hour while nobody counts: the planned demand, all of it on this tier."""
+    total = Decimal(0)
+    for user in situation.users(view.name):
+        if user.weights.get(view.name, 0) <= 0:
+            continue
+        each = view.cost_per_request(*user.demand.tokens_on(view.name)) if user.demand is not None else None
+        if each is None or user.demand is None:
+            return None
+        total += cost.decimal(3600 * user.demand.ahead * each)
+    return total
 
 
 def climbed(budget: NamespaceBudget, held: Account, now: datetime) -> Account:

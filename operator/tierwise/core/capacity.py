@@ -37,7 +37,7 @@ TAIL_FACTOR = 1.15
 """95th percentile of the inter-token time over its mean, where only the mean is fitted (batches are homogeneous)."""
 
 _FORGET = 0.93
-_ANCHOR_WEIGHT = 2.0
+_ANCHOR_WEIGHT = 1.0
 _MAX_MOVE = 0.15
 _MIN_MARGIN = 0.5
 
@@ -195,7 +195,9 @@ def _fit(capacity: Capacity, seen: Observation) -> Capacity:
         idle = itl
         capacity = replace(capacity, idle_inter_token_seconds=idle, normal=None)
     anchor = _pseudo(0.0, idle, _ANCHOR_WEIGHT)
-    anchor = _add(anchor, _pseudo(capacity.saturation / 2, 2 * idle, _ANCHOR_WEIGHT))
+    # Near the present load: an anchor far out on the line would outweigh what is seen.
+    rho = min(max(seen.work_rate / capacity.saturation, 0.1), 0.5)
+    anchor = _add(anchor, _pseudo(rho * capacity.saturation, idle / (1 - rho), _ANCHOR_WEIGHT))
     # A batch of many sequences says more than one of few.
     weight = min(1.0, seen.running / 4)
     sums = anchor if capacity.normal is None else _mix(capacity.normal, anchor)

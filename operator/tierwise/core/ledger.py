@@ -63,6 +63,7 @@ class Account:
         entries: tier name -> entry.
         rung: the ladder's rung in force, in percent of the ceiling; None below the first.
         since: when that rung was reached.
+        pending: upper bound of what providers cost since their counters were last read; gone when they are read again.
         before: spend of the period that a checkpoint brought back without telling tiers apart, and what of it is estimated.
     """
 
@@ -74,6 +75,7 @@ class Account:
     rung: int | None = None
     since: datetime | None = None
     before: tuple[Decimal, Decimal] = (Decimal(0), Decimal(0))
+    pending: Decimal = Decimal(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,7 @@ class Use:
         token_prices: of an external tier; None when unknown or in another currency.
         external: paid by the token.
         reading: tokens since the previous reading; None when there is none.
+        most_cost_per_hour: of an external tier, an upper bound; None when nothing tells one.
     """
 
     tier: str
@@ -113,6 +116,7 @@ class Use:
     token_prices: TokenPrices | None = None
     external: bool = False
     reading: CounterReading | None = None
+    most_cost_per_hour: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +148,7 @@ def accrue(account: Account, uses: Iterable[Use], now: datetime, *, max_gap_seco
     elapsed = Decimal(str(max(0.0, (min(now, account.end) - account.updated).total_seconds())))
     gap = elapsed > Decimal(str(max_gap_seconds))
     entries = dict(account.entries)
+    pending = Decimal(0)
     for use in uses:
         entry = entries.get(use.tier, Entry())
         if not use.external and elapsed > 0:
@@ -152,7 +157,18 @@ def accrue(account: Account, uses: Iterable[Use], now: datetime, *, max_gap_seco
             entry = _tokens(entry, use, use.reading, account)
         if entry != Entry() or use.tier in entries:
             entries[use.tier] = entry
-    return replace(account, updated=max(account.updated, now), entries=dict(sorted(entries.items())))
+        pending += _pending(entry, use, account, now, max_gap_seconds)
+    updated = max(account.updated, now)
+    return replace(account, updated=updated, entries=dict(sorted(entries.items())), pending=pending)
+
+
+def _pending(entry: Entry, use: Use, account: Account, now: datetime, max_gap_seconds: float) -> Decimal:
+    """What an uncounted provider can have cost since its tokens were last counted; counters that return will tell."""
+    since = entry.counted_until or account.start
+    silent = (now - since).total_seconds()
+    if not use.external or use.most_cost_per_hour is None or entry.counted_until is None or silent <= max_gap_seconds:
+        return Decimal(0)
+    return Decimal(str(silent)) * use.most_cost_per_hour / HOUR
 
 
 def _replicas(entry: Entry, use: Use, elapsed: Decimal, *, gap: bool) -> Entry:
@@ -216,8 +232,10 @@ def _charge(entry: Entry, cost: Decimal, estimated: Decimal) -> Entry:
 def spend(account: Account) -> Spend:
     """The account's sum."""
     counted = account.before[0] + sum((e.cost for e in account.entries.values() if e.cost is not None), Decimal(0))
-    estimated = account.before[1] + sum(
-        (e.estimated_cost for e in account.entries.values() if e.estimated_cost is not None), Decimal(0)
+    estimated = (
+        account.before[1]
+        + account.pending
+        + sum((e.estimated_cost for e in account.entries.values() if e.estimated_cost is not None), Decimal(0))
     )
     unknown = sorted(
         tier for tier, e in account.entries.items() if e.unpriced_replica_seconds > 0 or e.unpriced_requests > 0
