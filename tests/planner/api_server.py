@@ -218,10 +218,10 @@ class Server:
     # -- controllers ------------------------------------------------------------------------------------------------
     def control(self) -> None:
         """The autoscaler keeps within its bounds; the Deployment controller makes Pods and reports them."""
-        for (kind, name), manifest in list(self.objects.items()):
+        for kind, name in list(self.objects):
             if kind != "Deployment":
                 continue
-            manifest = copy.deepcopy(manifest)
+            manifest = copy.deepcopy(self.objects[kind, name])
             scaler = self.objects.get(("HorizontalPodAutoscaler", name))
             count = manifest["spec"]["replicas"]
             if scaler is not None and count > 0:
