@@ -361,6 +361,9 @@ async def test_bodies_keep_every_other_byte(lab, upstream):
         b'{"stream":true,"stream_options":{"x":1},"model":"NAME"}': (b'{"x"', b'{"include_usage":true,"x"'),
         b'{"stream":true,"stream_options":null,"model":"NAME"}': (b"null", b'{"include_usage":true}'),
         b'{"stream":true,' + forced + b',"model":"NAME"}': (b"", b""),
+        # An escaped key is a key: it must neither choose the tier's model nor hide a stream from the counters.
+        b'{"mod\\u0065l":"NAME"}': (b"", b""),
+        b'{"str\\u0065a\\u006D":true,"model":"NAME"}': (b"{", b"{" + forced + b","),
     }
     for given, (before, after) in cases.items():
         sent = given.replace(b"NAME", b"legal/assistant")

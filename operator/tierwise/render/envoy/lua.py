@@ -30,6 +30,12 @@ local function string_end(s, i)
   end
 end
 
+-- A key as JSON readers understand it: "mod\u0065l" is model, for the gateway's own reading too.
+local function plain(key)
+  if not string.find(key, '\\', 1, true) then return key end
+  return (string.gsub(key, '\\u00(%x%x)', function(hex) return string.char(tonumber(hex, 16)) end))
+end
+
 -- Calls found(key, start) for each key of the object that opens at i; start is where the key's value begins.
 -- Returns the position of the closing brace, or nil when the text is no object.
 local function each_key(s, i, found)
@@ -43,7 +49,7 @@ local function each_key(s, i, found)
       if not e then return nil end
       if depth == 1 then
         local _, v = string.find(s, '^%s*:%s*', e + 1)
-        if v then found(string.sub(s, p + 1, e - 1), v + 1) end
+        if v then found(plain(string.sub(s, p + 1, e - 1)), v + 1) end
       end
       p = e + 1
     else
