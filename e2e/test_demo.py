@@ -112,7 +112,7 @@ def test_the_bill_is_what_pods_and_tokens_cost(folder: Path, kept: clusters.Clus
     assert float(document["arms"]["auto"]["bill"]["cost"]) == pytest.approx(float(cost), abs=2e-4)
 
 
-def test_weights_and_replicas_moved_and_no_uncleared_tier_served(folder: Path, kept: clusters.Cluster) -> None:
+def test_weights_and_replicas_moved_and_the_other_arm_used_its_one_tier(folder: Path, kept: clusters.Cluster) -> None:
     del kept
     auto = [row for row in rows(folder / "timeline.csv") if row["arm"] == "auto"]
     assert len({row["weights_status"] for row in auto if row["tier"] == "compact"}) > 1

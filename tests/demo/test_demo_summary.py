@@ -245,3 +245,19 @@ def test_upstream_logs_are_read_with_their_pods_tiers(tmp_path: Path) -> None:
     life = worlds.life(0.0, name="uid-1")
     (found,) = upstream.read(tmp_path, {life.key: life}, ["demo"])
     assert (found.request_id, found.tier, found.prompt_tokens) == ("r1", "compact", 5)
+
+
+@pytest.mark.parametrize(
+    ("names", "held"),
+    [
+        ({"auto": (1.0, 0.98), "static": (2.0, 0.99)}, True),
+        ({"auto": (2.0, 0.98), "static": (1.0, 0.99)}, False),
+        ({"auto": (1.0, 0.98), "static": (2.0, 0.90)}, False),  # nothing to compare with is no success
+        ({"static": (2.0, 0.99)}, False),
+    ],
+)
+def test_a_comparison_needs_someone_to_compare_with(names: dict[str, tuple[float, float]], *, held: bool) -> None:
+    rows = [Simulated(name, cost, 36 * cost, 0.99, worst, {}, 0.1) for name, (cost, worst) in names.items()]
+    found = summary.simulated_checks(rows, "auto")
+    assert found
+    assert all(check.held for check in found) is held

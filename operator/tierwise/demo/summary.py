@@ -196,13 +196,16 @@ def live_checks(
 
 def simulated_checks(rows: Sequence[Simulated], auto: str) -> tuple[Check, ...]:
     """Promises about the simulated rows: the one named `auto` against each other that keeps the objective too."""
-    ours = next((row for row in rows if row.name == auto), None)
-    if ours is None:
+    if not rows:
         return ()
+    ours = next((row for row in rows if row.name == auto), None)
+    others = [row for row in rows if row.name != auto and row.worst >= PROMISED]
+    if ours is None or not others:
+        text = "Auto has no row" if ours is None else "no other rule keeps the objective"
+        return (Check("Auto compared (simulated)", held=False, text=text),)
     return tuple(
         checks.cheaper(f"Auto cheaper than {row.name} (simulated)", ours.standing, row.standing, promised=PROMISED)
-        for row in rows
-        if row.name != auto and row.worst >= PROMISED
+        for row in others
     )
 
 
