@@ -17,7 +17,7 @@ from tierwise.core import budget as calendar
 from tierwise.core import conditions, cost, ledger, tier_status
 from tierwise.core.conditions import Finding
 from tierwise.core.ledger import Account, Entry, TokenPrices, Use
-from tierwise.core.situation import Situation, TierView
+from tierwise.core.situation import Situation, TierView, autoscaler_bounds
 from tierwise.core.world import Key, World
 
 CENT = Decimal("0.01")
@@ -52,7 +52,10 @@ def _restored(budget: NamespaceBudget) -> Account | None:
     kept, bounds = budget.status.checkpoint, budget.status.period
     if kept is None or bounds is None:
         return None
-    estimated = budget.status.estimated or Decimal(0)
+    # A checkpoint's costs are sums: what of them is measured is known for the whole only.
+    total = sum((entry.cost for entry in kept.entries if entry.cost is not None), Decimal(0))
+    measured = min(total, total if budget.status.measured is None else budget.status.measured)
+    estimated = total - measured if total - measured > CENT else Decimal(0)
     entries = {
         entry.tier: Entry(
             replica_seconds=entry.replica_seconds or Decimal(0),
@@ -74,13 +77,12 @@ def _restored(budget: NamespaceBudget) -> Account | None:
         entries=entries,
         rung=rung.at_percent if rung is not None else None,
         since=budget.status.since,
-        # A checkpoint's costs are sums: what of them is estimated is known for the whole only.
         before=(-estimated, estimated),
     )
 
 
 def _use(world: World, situation: Situation, view: TierView, currency: str) -> Use:
-    inside, outside = view.tier.spec.in_cluster, view.tier.spec.external
+    outside = view.tier.spec.external
     same = tier_status.currency(view) == currency
     reading = world.signals.usage.get((situation.namespace, view.name)) if world.signals is not None else None
     if outside is not None:
@@ -104,10 +106,19 @@ def _use(world: World, situation: Situation, view: TierView, currency: str) -> U
     return Use(
         view.name,
         replicas=view.existing,
-        most_replicas=max(view.existing, inside.replicas.max if inside is not None else 0),
+        most_replicas=max(view.existing, _most_replicas(world, situation, view)),
         price_per_hour=view.price_per_hour if same else None,
         reading=reading,
     )
+
+
+def _most_replicas(world: World, situation: Situation, view: TierView) -> int:
+    """Most replicas that can have run while nobody looked: the autoscaler went on between the bounds that it has."""
+    found = autoscaler_bounds(world, Key(situation.namespace, view.name))
+    inside = view.tier.spec.in_cluster
+    if found is not None:
+        return found[1]
+    return inside.replicas.max if inside is not None else 0
 
 
 def _most_cost(situation: Situation, view: TierView) -> Decimal | None:
@@ -157,14 +168,15 @@ def status(
     if not due:
         return before.model_copy(update={"conditions": settled}), held
     entries = tuple(_entry(name, entry) for name, entry in sorted(held.entries.items()))
+    spent = ledger.spend(held)
     if (
         before.checkpoint is not None
         and before.checkpoint.entries == entries
+        and before.spent == _cents(spent.total)
         and _says(before, bounds, held, generation)
     ):
         # Nothing was spent: the old checkpoint still says all.
         return before.model_copy(update={"conditions": settled}), replace(held, checkpoint=world.now)
-    spent = ledger.spend(held)
     ahead = calendar.forecast(
         spent.total,
         start=max(held.start, budget.metadata.creation_timestamp or held.start),

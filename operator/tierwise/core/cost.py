@@ -1,7 +1,7 @@
 """What a tier costs: per hour, per million tokens, for one token more, and from which rate on it is the cheaper one.
 
-Every figure is None where a price or a usage is unknown. A figure is `measured` when price and use are known, `estimated` when a
-learnt capacity enters.
+Every figure is None where a price or a usage is unknown. A figure is `measured` when price and use are known,
+`estimated` when a learnt capacity enters.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ class TierCost:
         per_hour: replicas that exist times their price, or tokens/s times theirs.
         per_million_tokens: `per_hour` over the tokens of an hour; None while there are none.
         marginal_per_million_tokens: of one million tokens more: 0 while running replicas have room.
-        break_even_requests_per_second: rate from which one replica is cheaper than the next dearer way to serve the same.
+        break_even_requests_per_second: rate from which one replica is cheaper than the next dearer way to serve the
+            same.
     """
 
     per_hour: Decimal | None = None
@@ -71,7 +72,7 @@ def external(
     prompt_tokens_per_second: float | None,
     completion_tokens_per_second: float | None,
 ) -> TierCost:
-    """Cost of a provider at the measured token rates. Prices are per million tokens; cached input counts at the full price."""
+    """Cost of a provider at the measured token rates; prices are per million, cached input counts at the full price."""
     if input_price is None or output_price is None:
         return TierCost()
     if prompt_tokens_per_second is None or completion_tokens_per_second is None:
@@ -89,7 +90,7 @@ def per_request(input_price: Decimal, output_price: Decimal, prompt_tokens: floa
 
 
 def break_even(price_per_hour: Decimal | None, other_cost_per_request: Decimal | None) -> Decimal | None:
-    """Requests/s from which one replica at `price_per_hour` costs less than paying `other_cost_per_request` for each."""
+    """Requests/s from which a replica at `price_per_hour` costs less than paying `other_cost_per_request` for each."""
     if price_per_hour is None or other_cost_per_request is None or other_cost_per_request <= 0:
         return None
     return price_per_hour / 3600 / other_cost_per_request

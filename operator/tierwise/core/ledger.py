@@ -1,8 +1,8 @@
 """What each namespace has spent: replica-seconds and tokens, each with how it is known.
 
-Money is added as it is spent, at the price of that moment: a price that changes later rewrites no history. What nobody observed
-is bounded from above and kept apart as an estimate; what has no price, or requests whose usage is unknown, are counted
-as such and never as free.
+Money is added as it is spent, at the price of that moment: a price that changes later rewrites no history. What nobody
+observed is bounded from above and kept apart as an estimate; what has no price, or requests whose usage is unknown,
+are counted as such and never as free.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,8 +16,8 @@ MILLION = Decimal(1_000_000)
 HOUR = Decimal(3600)
 
 USAGE_BOUND = Decimal(2)
-"""A request whose usage is unknown (a stream without usage, a client that left) is estimated at this many times the mean of
-those with usage."""
+"""A request whose usage is unknown (a stream without usage, a client that left) is estimated at this many times the
+mean of those with usage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class Entry:
         cost, estimated_cost: in the budget's currency; None where a price is unknown.
         unpriced_replica_seconds, unpriced_requests: what was used while no price was known.
         counted_until: until when tokens are counted, aware; None before the first reading.
-        sampled_requests, sampled_cost: requests with usage since this process began to count, and what they cost: the mean by
-            which those without usage are estimated. A checkpoint does not keep them.
+        sampled_requests, sampled_cost: requests with usage since this process began to count, and what they cost: the
+            mean by which those without usage are estimated. A checkpoint does not keep them.
     """
 
     replica_seconds: Decimal = Decimal(0)
@@ -64,7 +64,8 @@ class Account:
         rung: the ladder's rung in force, in percent of the ceiling; None below the first.
         since: when that rung was reached.
         pending: upper bound of what providers cost since their counters were last read; gone when they are read again.
-        before: spend of the period that a checkpoint brought back without telling tiers apart, and what of it is estimated.
+        before: spend of the period that a checkpoint brought back without telling tiers apart, and what of it is
+            estimated.
     """
 
     start: datetime
@@ -142,8 +143,8 @@ class Spend:
 def accrue(account: Account, uses: Iterable[Use], now: datetime, *, max_gap_seconds: float) -> Account:
     """The account at `now`.
 
-    Replica-seconds since the last round are measured while rounds follow each other within `max_gap_seconds`; over a longer gap
-    the most replicas that can have existed are charged, and all of that counts as an estimate.
+    Replica-seconds since the last round are measured while rounds follow each other within `max_gap_seconds`; over a
+    longer gap the most replicas that can have existed are charged, and all of that counts as an estimate.
     """
     elapsed = Decimal(str(max(0.0, (min(now, account.end) - account.updated).total_seconds())))
     gap = elapsed > Decimal(str(max_gap_seconds))

@@ -1,7 +1,7 @@
 """What the loop remembers between rounds. The shell keeps it in memory and hands it back; it is never stored.
 
-After a restart it is empty, and the loop starts conservatively: nothing scales down or moves back before the history covers its
-windows again, and capacity starts from what the tier's status says.
+After a restart it is empty, and the loop starts conservatively: nothing scales down or moves back before the history
+covers its windows again, and capacity starts from what the tier's status says.
 """
 
 from collections.abc import Mapping

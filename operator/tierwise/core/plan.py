@@ -36,7 +36,8 @@ class StatusApply:
     Attributes:
         target: whose status.
         status: the fields this manager owns, camelCase, as they shall be (absent = not owned).
-        manager_suffix: "" for the leader's own fields; "gateway-<replica>" for a replica's entry in `status.gateways[]`.
+        manager_suffix: "" for the leader's own fields; "gateway-<replica>" for a replica's entry in
+            `status.gateways[]`.
     """
 
     target: ObjectRef

@@ -120,7 +120,8 @@ class World:
         now: the moment of the snapshot, aware, UTC. The only clock the pure rooms know.
         replica: name of this operator replica (its entry in `status.gateways[]`).
         tiers, policies, budgets: the users' objects, parsed and valid, by key.
-        invalid: objects of ours that do not parse (kind, key -> why): reported in their conditions, never dropped silently.
+        invalid: objects of ours that do not parse (kind, key -> why): reported in their conditions, never dropped
+            silently.
         workloads: tier key -> its Deployment. services, autoscalers, disruption_budgets: likewise.
         endpoints: tier key -> its Pods' addresses, sorted. A key that is missing means: no EndpointSlice seen.
         secrets: Secrets that tiers refer to; a missing key means: not found (or not readable).
@@ -129,10 +130,10 @@ class World:
         ledger: what each budget's namespace has spent.
         gateways: namespace -> what the Envoys of this replica say.
         memory: what the loop remembers between rounds, as the last `Plan` handed it back; empty after a restart.
-        invalid_bodies: the raw objects behind `invalid`, for their uid, generation and present status. An invalid object
-            without a body is not written to.
-        live_replicas: names of the operator replicas that run; None when unknown (then no entry of `status.gateways[]` is
-            taken for dead).
+        invalid_bodies: the raw objects behind `invalid`, for their uid, generation and present status. An invalid
+            object without a body is not written to.
+        live_replicas: names of the operator replicas that run; None when unknown (then no entry of `status.gateways[]`
+            is taken for dead).
     """
 
     now: datetime
