@@ -319,3 +319,14 @@ def test_every_engine_query_falls_back_to_older_names():
     found = queries.engine_queries([ENGINE], 60)["kv_cache_usage"]
     assert "vllm:kv_cache_usage_perc" in found
     assert " or avg by" in found
+
+
+async def test_answers_without_usage_are_unknown_tokens_not_none():
+    answered = [("envoy_tierwise_requests", [class_row("2", "frontier", code="200")]), ("up{", UP)]
+    tier = (await read(*answered)).tiers[FRONTIER]
+    assert isinstance(tier.prompt_token_rate, Missing)
+    assert isinstance(tier.generation_token_rate, Missing)
+    embedded = [*answered, ("usage_requests{", [class_row("2", "frontier")])]
+    assert (await read(*embedded)).tiers[FRONTIER].generation_token_rate == Reading(0.0, 3.5)
+    failed = [("envoy_tierwise_requests", [class_row("2", "frontier", code="503")]), ("up{", UP)]
+    assert (await read(*failed)).tiers[FRONTIER].generation_token_rate == Reading(0.0, 3.5)

@@ -98,6 +98,7 @@ class _Gateway:
         self.class_requests: dict[tuple[str, ...], float] = {}
         self.tier_requests: dict[tuple[str, str], float] = {}
         self.tier_failures: dict[tuple[str, str], float] = {}
+        self.tier_answers: dict[tuple[str, str], float] = {}
         for (namespace, policy, name, tier, code), value in self.by_code.items():
             if value is None:
                 continue
@@ -106,6 +107,8 @@ class _Gateway:
             self.tier_requests[namespace, tier] = self.tier_requests.get((namespace, tier), 0.0) + value
             if code.startswith(FAILED_CODES):
                 self.tier_failures[namespace, tier] = self.tier_failures.get((namespace, tier), 0.0) + value
+            if code.startswith("2"):
+                self.tier_answers[namespace, tier] = self.tier_answers.get((namespace, tier), 0.0) + value
 
     def rate(self, rates: Mapping[Any, float], key: tuple[str, ...]) -> Signal:
         """Requests/s; a measured zero when every gateway was scraped and none has the series."""
@@ -149,11 +152,16 @@ class _Gateway:
 
     def token_rate(self, tokens: str, key: TierKey) -> Signal:
         """Tokens/s of a tier over all classes, for tiers whose engine cannot be asked."""
-        rows = self.rates[tokens]
-        found = [
-            value for (namespace, _, _, tier), value in rows.items() if (namespace, tier) == key and value is not None
-        ]
-        return self.rate({key: sum(found)}, key)
+        if self.tier_answers.get(key, 0.0) > 0 and not self._sum("usage_requests", key):
+            return Missing("no answer in the window reported usage")
+        return self.rate({key: self._sum(tokens, key)}, key)
+
+    def _sum(self, name: str, key: TierKey) -> float:
+        return sum(
+            value
+            for (namespace, _, _, tier), value in self.rates[name].items()
+            if (namespace, tier) == key and value is not None
+        )
 
 
 def assemble(
