@@ -261,3 +261,10 @@ def test_a_comparison_needs_someone_to_compare_with(names: dict[str, tuple[float
     found = summary.simulated_checks(rows, "auto")
     assert found
     assert all(check.held for check in found) is held
+
+
+def test_logs_that_can_not_be_read_are_no_promise_and_empty_ones_break_it() -> None:
+    auto = outcome().arms["auto"]
+    name = "clients and upstreams agree"
+    assert name not in {check.name for check in summary.live_checks(auto, None, SERVED, None)}
+    assert not next(check for check in summary.live_checks(auto, None, SERVED, []) if check.name == name).held

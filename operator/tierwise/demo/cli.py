@@ -182,7 +182,7 @@ def _conclude(
 ) -> Outcome:
     observed = seen.recorder.observed
     outcomes = {arm.name: summary.arm_outcome(arm, made.terms, observed, seen.seconds) for arm in arms}
-    logs = []
+    logs = None  # of another cluster's Pods nobody keeps the files
     if isinstance(made.cluster, Cluster):
         wanted = [*(arm.namespace for arm in arms), objects.PROVIDER_NAMESPACE]
         logs = upstream.read(made.cluster.state.logs / "pods", seen.recorder.book.lives, wanted)
