@@ -24,7 +24,7 @@ from tierwise.core.memory import LoopMemory
 from tierwise.core.plan import EventRecord, Gauge, Manifest, ObjectRef, Plan, StatusApply
 from tierwise.core.situation import Settings, Situation
 from tierwise.core.world import Key, World
-from tierwise.render import drift
+from tierwise.render import autoscaler, drift
 from tierwise.render.children import children
 
 SETTINGS = Settings()
@@ -112,7 +112,8 @@ def _children(world: World, seen: Situation, decision: Decision, draft: _Draft) 
         if workload is not None and not workload.owned:
             continue  # a Deployment of someone else's: the tier's condition says so
         outcome = decision.tiers[name]
-        wanted = children(view.tier, outcome.bounds)
+        asked = seen.settings.prometheus_url or autoscaler.DEFAULT_PROMETHEUS
+        wanted = children(view.tier, outcome.bounds, prometheus_url=asked)
         for manifest in wanted:
             shown = _shown(world, key, manifest["kind"])
             if shown is not None and not shown[1]:

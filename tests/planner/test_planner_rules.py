@@ -356,3 +356,12 @@ def test_a_new_period_starts_at_zero_and_counts_from_its_beginning() -> None:
         8 * (server.now - account.start).total_seconds(), abs=60
     )
     assert before > 0
+
+
+def test_keda_reads_the_prometheus_that_the_operator_reads() -> None:
+    tier = in_cluster("own")
+    tier["spec"]["inCluster"]["autoscaling"] = {"provider": "KEDA"}
+    server = Server([tier])
+    plan = planner.plan(server.world(), planner.Settings(prometheus_url="http://prometheus.here:9090"))
+    scaled = next(one for one in plan.apply if one["kind"] == "ScaledObject")
+    assert scaled["spec"]["triggers"][0]["metadata"]["serverAddress"] == "http://prometheus.here:9090"

@@ -39,12 +39,14 @@ class Settings:
         max_gap_seconds: rounds further apart than this leave a gap in the ledger, which is bounded from above.
         headroom: share of the safe capacity to plan for.
         grace_seconds: how long gateways may take to acknowledge a change before the policy is not Ready.
+        prometheus_url: where KEDA reads engines' metrics; empty: the renderer's default.
     """
 
     max_age_seconds: float = 45.0
     max_gap_seconds: float = 90.0
     headroom: float = 0.9
     grace_seconds: float = 15.0
+    prometheus_url: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,19 +1,26 @@
 """Which rooms the operator runs with: the one place that knows planner, renderer and configuration server by name."""
 
+import functools
 from collections.abc import Callable
 
 from tierwise import planner
 from tierwise.adapters import cluster
 from tierwise.adapters.certificates import Material
 from tierwise.adapters.xds import XdsServer
+from tierwise.core import situation
 from tierwise.render.envoy import gateway as envoy
 from tierwise.runtime.app import Operator, Rooms
 from tierwise.settings import Settings
 
-ROOMS = Rooms(plan=planner.plan, statuses=planner.gateway_statuses, render=envoy.Renderer())
+
+def rooms_for(settings: Settings) -> Rooms:
+    """The pure functions, with what of the settings they need."""
+    loop = situation.Settings(prometheus_url=settings.prometheus_url)
+    plan = functools.partial(planner.plan, settings=loop)
+    return Rooms(plan=plan, statuses=planner.gateway_statuses, render=envoy.Renderer())
 
 
-async def operator(settings: Settings, rooms: Rooms = ROOMS) -> Operator:
+async def operator(settings: Settings, rooms: Rooms | None = None) -> Operator:
     """The operator as it runs in a cluster.
 
     Raises:
@@ -23,4 +30,6 @@ async def operator(settings: Settings, rooms: Rooms = ROOMS) -> Operator:
     def gateway(tls: Callable[[], Material] | None) -> XdsServer:
         return XdsServer(settings.xds_host, settings.xds_port, tls)
 
-    return Operator(settings, rooms, gateway, await cluster.configure(settings.kubeconfig, settings.context))
+    return Operator(
+        settings, rooms or rooms_for(settings), gateway, await cluster.configure(settings.kubeconfig, settings.context)
+    )
