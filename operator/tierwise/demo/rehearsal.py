@@ -35,14 +35,16 @@ class PlannerController:
         interval_seconds: between two readings of signals.
         window_seconds: range of rates and means.
         scrape_seconds: age of the newest sample.
+        lag_seconds: how far a class's signals lie back: the gateway counts a request when it ends, not when it comes.
     """
 
     namespace: str
     tiers: dict[Key, ModelTier]
     policy: RoutingPolicy
     interval_seconds: float = 2.0
-    window_seconds: float = 12.0
+    window_seconds: float = 8.0
     scrape_seconds: float = 1.0
+    lag_seconds: float = 8.0
     moves: list[tuple[float, str]] = field(default_factory=list)
     _bodies: dict[Key, dict[str, Any]] = field(default_factory=dict)
     _memory: LoopMemory = field(default_factory=LoopMemory)
@@ -57,7 +59,7 @@ class PlannerController:
         if t_seconds > 0:
             self._seen.append((t_seconds, t_seconds - self._last, observation, self._weights))
         self._last = t_seconds
-        while self._seen and self._seen[0][0] <= t_seconds - self.window_seconds:
+        while self._seen and self._seen[0][0] <= t_seconds - self.window_seconds - self.lag_seconds:
             self._seen.popleft()
         now = START + timedelta(seconds=t_seconds)
         world = self._world(now, observation)
@@ -170,7 +172,8 @@ class PlannerController:
         return IDLE if value is None else Reading(value, self.scrape_seconds)
 
     def _tier_signals(self, name: str) -> TierSignals:
-        spans = [(span, seen.tiers[name]) for _, span, seen, _ in self._seen]
+        since = self._last - self.window_seconds
+        spans = [(span, seen.tiers[name]) for at, span, seen, _ in self._seen if at > since]
         newest = spans[-1][1]
         gaps = [(seen.output_tokens_per_second * span, seen.inter_token_mean_seconds) for span, seen in spans]
         return replace(
@@ -188,12 +191,14 @@ class PlannerController:
 
     def _class_signals(self, name: str) -> dict[str, ClassSignals]:
         """Requests of a class on each tier: the weights in force tell how they are split."""
-        tiers = {tier for _, _, _, weights in self._seen for tier, share in weights.get(name, {}).items() if share > 0}
-        total = sum(span for _, span, _, _ in self._seen)
+        until = self._last - self.lag_seconds
+        past = [entry for entry in self._seen if until - self.window_seconds < entry[0] <= until]
+        tiers = {tier for _, _, _, weights in past for tier, share in weights.get(name, {}).items() if share > 0}
+        total = sum(span for _, span, _, _ in past)
         found: dict[str, ClassSignals] = {}
         for tier in sorted(tiers):
             requests = prompts = outputs = 0.0
-            for _, span, seen, weights in self._seen:
+            for _, span, seen, weights in past:
                 shares = weights.get(name, {})
                 share = shares.get(tier, 0.0) / (sum(shares.values()) or 1.0)
                 observed = seen.classes[name]

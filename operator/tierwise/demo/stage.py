@@ -19,7 +19,7 @@ from tierwise.devcluster.existing import ExistingCluster
 
 # Two cores carry the control plane, a dozen engines, two Envoys and the load: the operator looks every two seconds.
 VALUES: dict[str, Any] = {
-    "operator": {"replicas": 2, "metricsIntervalSeconds": 2, "metricsWindowSeconds": 12},
+    "operator": {"replicas": 2, "metricsIntervalSeconds": 2, "metricsWindowSeconds": 8},
     "gateway": {"replicas": 2},
 }
 PROVIDER_IMAGE = "ghcr.io/tierwise/operator:demo"
