@@ -1,126 +1,144 @@
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from itertools import pairwise
 
-import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tierwise.core import budget, ledger
+from tierwise.core import ledger
 from tierwise.core.ledger import Account, TokenPrices, Use
 from tierwise.core.signals import CounterReading
 
-START = datetime(2026, 11, 25, tzinfo=UTC)
+START = datetime(2026, 11, 1, tzinfo=UTC)
+END = datetime(2026, 12, 1, tzinfo=UTC)
+NOW = datetime(2026, 11, 25, 9, 0, tzinfo=UTC)
 PRICES = TokenPrices(Decimal(3), Decimal("0.3"), Decimal(15))
 
 
-def account(**fields):
-    return Account(START, START + timedelta(days=1), START, **fields)
+def at(seconds: float) -> datetime:
+    return NOW + timedelta(seconds=seconds)
 
 
-def reading(until, *, requests=10.0, usage=10.0, tokens=(1e6, 0.0, 1e6)):
-    return CounterReading(requests, usage, *tokens, START, START + timedelta(seconds=until))
+def account() -> Account:
+    return Account(START, END, NOW)
 
 
-def after(seconds):
-    return START + timedelta(seconds=seconds)
+def reading(until: float, requests: float = 10.0, with_usage: float | None = None, **tokens: float) -> CounterReading:
+    known = requests if with_usage is None else with_usage
+    counts = {"input_tokens": 1000.0 * known, "cached_input_tokens": 0.0, "output_tokens": 100.0 * known, **tokens}
+    return CounterReading(requests, known, since=at(until - 5), until=at(until), **counts)
 
 
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=20))
-@settings(max_examples=30, deadline=None)
-def test_how_often_one_looks_does_not_change_the_bill(steps):
-    use = Use("a", replicas=3, most_replicas=8, price_per_hour=Decimal("7.20"))
-    held = account()
-    total = 0
+def own(replicas: int | None, price: str | None = "3.6", most: int = 8) -> Use:
+    return Use("own", replicas, most, Decimal(price) if price else None)
+
+
+def provider(read: CounterReading | None, prices: TokenPrices | None = PRICES) -> Use:
+    return Use("provider", external=True, token_prices=prices, reading=read)
+
+
+def accrue(held: Account, seconds: float, *uses: Use) -> Account:
+    return ledger.accrue(held, uses, at(seconds), max_gap_seconds=90)
+
+
+def test_replica_seconds_are_measured_and_cost_their_price() -> None:
+    held = accrue(accrue(account(), 10, own(2)), 20, own(3))
+    assert held.entries["own"].replica_seconds == 50
+    spent = ledger.spend(held)
+    assert (spent.counted, spent.estimated, spent.unknown) == (Decimal("0.05"), 0, ())
+
+
+@given(st.lists(st.integers(1, 80), min_size=1, max_size=12), st.integers(0, 5))
+def test_spend_does_not_depend_on_how_often_it_is_counted(steps: list[int], replicas: int) -> None:
+    held, moment = account(), 0
     for step in steps:
-        total += step
-        held = ledger.accrue(held, [use], after(total), max_gap_seconds=90)
-        held = ledger.accrue(held, [use], after(total), max_gap_seconds=90)
-    assert ledger.spend(held).counted == pytest.approx(3 * total * Decimal("7.20") / 3600)
-    assert ledger.spend(held).estimated == 0
+        moment += step
+        held = accrue(held, moment, own(replicas))
+    # A span of more than 90 s at once would be a gap: count it in two.
+    once = account()
+    for _, second in pairwise([*range(0, moment, 80), moment]):
+        once = accrue(once, second, own(replicas))
+    assert ledger.spend(held).counted.quantize(Decimal("1e-12")) == ledger.spend(once).counted.quantize(
+        Decimal("1e-12")
+    )
 
 
-def test_a_gap_is_bounded_from_above_and_kept_apart():
-    use = Use("a", replicas=1, most_replicas=4, price_per_hour=Decimal(36))
-    held = ledger.accrue(account(), [use], after(1000), max_gap_seconds=90)
-    assert ledger.spend(held).counted == 0
-    assert ledger.spend(held).estimated == 4 * 1000 * Decimal(36) / 3600
+def test_a_gap_is_bounded_from_above_and_estimated() -> None:
+    held = accrue(account(), 3600, own(2, most=8))
+    spent = ledger.spend(held)
+    assert spent.counted == 0
+    assert spent.estimated == Decimal("28.8")
+    assert held.entries["own"].estimated_replica_seconds == 8 * 3600
+    assert held.entries["own"].replica_seconds == 0
 
 
-def test_no_price_is_unknown_and_never_zero():
-    held = ledger.accrue(account(), [Use("a", replicas=2, most_replicas=2)], after(60), max_gap_seconds=90)
-    assert ledger.spend(held).unknown == ("a",)
-    outside = Use("x", external=True, reading=reading(60))
-    held = ledger.accrue(account(), [outside], after(60), max_gap_seconds=90)
-    assert ledger.spend(held).unknown == ("x",)
-    assert held.entries["x"].cost is None
+@given(gap=st.integers(91, 7200), before=st.integers(0, 8), after=st.integers(0, 8))
+def test_a_gap_never_costs_less_than_what_can_have_run(gap: int, before: int, after: int) -> None:
+    held = accrue(accrue(account(), 10, own(before)), 10 + gap, own(after, most=8))
+    truth_at_most = Decimal(max(before, after)) * gap * Decimal("3.6") / 3600
+    assert ledger.spend(held).estimated >= truth_at_most
 
 
-def test_tokens_are_charged_once_and_cached_ones_at_their_price():
-    use = Use("x", external=True, token_prices=PRICES, reading=reading(60, tokens=(1e6, 4e5, 1e5)))
-    held = ledger.accrue(account(), [use], after(60), max_gap_seconds=90)
-    held = ledger.accrue(held, [use], after(65), max_gap_seconds=90)
-    assert ledger.spend(held).counted == Decimal("0.6") * 3 + Decimal("0.4") * Decimal("0.3") + Decimal("1.5")
+def test_what_nobody_knows_of_a_workload_is_charged_at_its_most() -> None:
+    held = accrue(account(), 10, own(None, most=4))
+    assert ledger.spend(held).estimated == Decimal("0.04")
 
 
-def test_requests_without_usage_are_estimated_above_the_mean():
-    use = Use("x", external=True, token_prices=PRICES, reading=reading(60, requests=12.0, usage=10.0))
-    held = ledger.accrue(account(), [use], after(60), max_gap_seconds=90)
-    assert ledger.spend(held).counted == 18
-    assert ledger.spend(held).estimated == 2 * 2 * Decimal("1.8")
+def test_what_has_no_price_is_unknown_and_not_free() -> None:
+    held = accrue(account(), 10, own(2, price=None), provider(reading(10), prices=None))
+    spent = ledger.spend(held)
+    assert spent.unknown == ("own", "provider")
+    assert spent.total == 0
+    assert held.entries["own"].cost is None
+    assert held.entries["provider"].cost is None
 
 
-def test_a_new_price_rewrites_no_history():
-    cheap, dear = (Use("a", replicas=1, most_replicas=1, price_per_hour=Decimal(p)) for p in (36, 360))
-    held = ledger.accrue(account(), [cheap], after(60), max_gap_seconds=90)
-    held = ledger.accrue(held, [dear], after(120), max_gap_seconds=90)
-    assert ledger.spend(held).counted == Decimal("0.6") + 6
+def test_an_unpriced_tier_that_uses_nothing_is_not_unknown() -> None:
+    held = accrue(account(), 10, own(0, price=None), provider(reading(10, requests=0), prices=None))
+    assert ledger.spend(held).unknown == ()
 
 
-def test_a_provider_that_nobody_counts_is_charged_its_bound_until_counters_return():
-    use = Use("x", external=True, token_prices=PRICES, reading=reading(60), most_cost_per_hour=Decimal(36))
-    held = ledger.accrue(account(), [use], after(60), max_gap_seconds=90)
-    assert held.pending == 0
-    silent = Use("x", external=True, token_prices=PRICES, most_cost_per_hour=Decimal(36))
-    held = ledger.accrue(held, [silent], after(1060), max_gap_seconds=90)
-    assert held.pending == 10
-    assert ledger.spend(held).estimated == 10
-    back = Use("x", external=True, token_prices=PRICES, reading=reading(1070), most_cost_per_hour=Decimal(36))
-    held = ledger.accrue(held, [back], after(1070), max_gap_seconds=90)
-    assert held.pending == 0
-    assert ledger.spend(held).counted == 36
+def test_tokens_cost_their_price_and_cached_input_its_own() -> None:
+    held = accrue(account(), 10, provider(reading(10, input_tokens=1e6, cached_input_tokens=4e5, output_tokens=1e5)))
+    assert ledger.spend(held).counted == Decimal("1.8") + Decimal("0.12") + Decimal("1.5")
 
 
-@pytest.mark.parametrize(
-    ("kind", "zone", "now", "start", "hours"),
-    [
-        ("Day", "UTC", "2026-11-25T12:00", "2026-11-25T00:00", 24),
-        ("Day", "Europe/London", "2026-03-29T12:00", "2026-03-29T00:00", 23),  # clocks go forward
-        ("Day", "America/New_York", "2026-11-01T12:00", "2026-11-01T04:00", 25),  # and back
-        ("Week", "UTC", "2026-11-25T12:00", "2026-11-23T00:00", 168),
-        ("Month", "Europe/London", "2026-03-31T23:30", "2026-03-31T23:00", 720),  # already April there
-        ("Month", "UTC", "2026-12-31T23:59", "2026-12-01T00:00", 744),
-    ],
-)
-def test_periods_follow_the_calendar_of_their_zone(kind, zone, now, start, hours):
-    begin, end = budget.period(kind, zone, datetime.fromisoformat(now).replace(tzinfo=UTC))
-    assert begin == datetime.fromisoformat(start).replace(tzinfo=UTC)
-    assert (end - begin).total_seconds() == hours * 3600
+def test_a_reading_counts_once() -> None:
+    once = accrue(account(), 10, provider(reading(10)))
+    assert accrue(once, 12, provider(reading(10))).entries == once.entries
+    twice = accrue(once, 20, provider(reading(15)))
+    assert ledger.spend(twice).counted == 2 * ledger.spend(once).counted
 
 
-def test_a_rung_is_left_only_clearly_below_it():
-    steps = [70, 85, 100]
-    assert budget.rung(Decimal(69), steps, None) is None
-    assert budget.rung(Decimal(70), steps, None) == 70
-    assert budget.rung(Decimal(99), steps, 85) == 85
-    assert budget.rung(Decimal("68.5"), steps, 70) == 70
-    assert budget.rung(Decimal("67.9"), steps, 70) is None
-    assert budget.rung(Decimal(120), steps, 70) == 100
+def test_requests_without_usage_are_estimated_from_those_with() -> None:
+    held = accrue(account(), 10, provider(reading(10, requests=10, with_usage=8)))
+    mean = ledger.spend(held).counted / 8
+    assert ledger.spend(held).estimated == ledger.USAGE_BOUND * 2 * mean
 
 
-def test_a_forecast_needs_some_of_the_period_and_has_an_interval():
-    day = {"start": START, "end": START + timedelta(days=1)}
-    assert budget.forecast(Decimal(1), now=after(60), cost_per_hour=Decimal(5), **day) is None
-    found = budget.forecast(Decimal(12), now=after(6 * 3600), cost_per_hour=Decimal(3), **day)
-    assert found.low == 12 + 36
-    assert found.high == 12 + 54
-    assert found.low <= found.expected <= found.high
+def test_the_mean_does_not_come_from_spend_that_a_checkpoint_brought_back() -> None:
+    restored = Account(START, END, NOW, entries={"provider": ledger.Entry(cost=Decimal(1000))})
+    held = accrue(restored, 10, provider(reading(10, requests=10, with_usage=8)))
+    fresh = accrue(account(), 10, provider(reading(10, requests=10, with_usage=8)))
+    assert ledger.spend(held).estimated == ledger.spend(fresh).estimated
+
+
+def test_requests_without_usage_and_without_any_to_compare_are_unknown() -> None:
+    held = accrue(account(), 10, provider(reading(10, requests=5, with_usage=0)))
+    assert ledger.spend(held).unknown == ("provider",)
+
+
+def test_a_price_that_changes_rewrites_no_history() -> None:
+    held = accrue(accrue(account(), 10, own(1, "3.6")), 20, own(1, "7.2"))
+    assert ledger.spend(held).counted == Decimal("0.03")
+
+
+def test_a_clock_that_goes_back_charges_nothing_twice() -> None:
+    held = accrue(account(), 60, own(1))
+    assert ledger.spend(accrue(accrue(held, 30, own(1)), 60, own(1))) == ledger.spend(held)
+
+
+def test_nothing_is_charged_past_the_end_of_the_period() -> None:
+    last = Account(START, END, END - timedelta(seconds=10))
+    held = ledger.accrue(last, [own(1)], END + timedelta(seconds=30), max_gap_seconds=90)
+    assert held.entries["own"].replica_seconds == 10
