@@ -175,12 +175,13 @@ def test_a_cost_target_gives_way_first():
 
 
 @given(problems(classes=6))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=12, deadline=None, derandomize=True)
 def test_rounding_of_large_problems_keeps_constraints_and_costs_little_more(stated):
     ready = tuple(item for load in stated.classes if (item := problem.usable(load)).pairs)
     rounded = balance._rounded(stated, ready, 2.0)
     exact = balance.solve(stated)
     for load in stated.classes:
         assert math.isclose(sum(rounded.shares[load.key].values()), 1.0, abs_tol=1e-6)
-    if not rounded.overload and not exact.overload:
+    limits = [entry for entry in (*rounded.relaxed, *exact.relaxed) if entry.kind == "ProviderLimit"]
+    if not limits and not rounded.overload and not exact.overload:
         assert exact.cost_per_hour <= rounded.cost_per_hour + 0.05
