@@ -45,7 +45,8 @@ def main() -> None:
                 gaps.append(solution.cost_per_hour)
         print(
             f"{tiers:3} tiers x {classes:3} classes, {each} tiers each: "
-            f"median {statistics.median(times):6.1f} ms, worst {max(times):6.1f} ms, mean cost {statistics.mean(gaps):8.2f}/h"
+            f"median {statistics.median(times):6.1f} ms, worst {max(times):6.1f} ms, "
+            f"mean cost {statistics.mean(gaps):8.2f}/h"
         )
 
 

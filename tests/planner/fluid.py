@@ -1,9 +1,11 @@
 """A tiny cluster for the planner's tests: it applies plans, starts replicas late, and serves a fluid load.
 
-Its engines follow `ITL = a / (1 - rho)` with constants of its own; nothing of it is known to the planner but the signals.
+Its engines follow `ITL = a / (1 - rho)` with constants of its own; nothing of it is known to the planner but the
+signals.
 """
 
 import copy
+import itertools
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -398,8 +400,8 @@ class Cluster:
     def reversals(self, name: str, tier: str) -> int:
         """How often the weight of a tier changed its direction."""
         path = [weights[name].get(tier, 0) for _, weights in self.weights_log]
-        signs = [1 if b > a else -1 for a, b in zip(path, path[1:], strict=False) if a != b]
-        return sum(a != b for a, b in zip(signs, signs[1:], strict=False))
+        signs = [1 if b > a else -1 for a, b in itertools.pairwise(path) if a != b]
+        return sum(a != b for a, b in itertools.pairwise(signs))
 
     def shallow(self, **changes: Any) -> "Cluster":
         return replace(self, **changes)

@@ -1,5 +1,6 @@
 """The loop closed over a fluid world: it converges, attains and does not oscillate, whatever the prior says."""
 
+import itertools
 import math
 
 import fluid
@@ -17,12 +18,12 @@ def all_large_cost(rate, price=7.0, saturation=2500.0, idle=0.022):
 
 
 def changes(path):
-    return [b - a for a, b in zip(path, path[1:], strict=False) if a != b]
+    return [b - a for a, b in itertools.pairwise(path) if a != b]
 
 
 def reversals(path):
     moves = changes(path)
-    return sum(a * b < 0 for a, b in zip(moves, moves[1:], strict=False))
+    return sum(a * b < 0 for a, b in itertools.pairwise(moves))
 
 
 @pytest.mark.parametrize("prior", ["2", "4", "8"])

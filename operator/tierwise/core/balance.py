@@ -1,9 +1,11 @@
 """The joint choice of weights and replicas: one small mixed-integer programme per namespace.
 
-Weights and replicas are one problem because an idle replica that runs anyway serves for nothing: the average cost of a token
+Weights and replicas are one problem because an idle replica that runs anyway serves for nothing: the average cost of
+a token
 misprices it. Costs are currency units per hour; rates are per second; shares and utilisations are fractions.
 
-When not everything can hold, constraints give way in this order, and the solution says which did: the cost target, then the
+When not everything can hold, constraints give way in this order, and the solution says which did: the cost target,
+then the
 latency objective (load above the safe utilisation). A quality floor that no allowed mix reaches is replaced by the best
 reachable quality, and clearance can not give way: a tier that is not cleared is not in the problem.
 """
@@ -40,9 +42,10 @@ def solve(problem: Problem, *, time_limit_seconds: float = TIME_LIMIT_SECONDS) -
 
 
 def _rounded(problem: Problem, classes: tuple[Usable, ...], time_limit_seconds: float) -> Solution | None:
-    """A large problem: the linear relaxation, replicas rounded up, then the dearest roundings taken back where that is cheaper.
+    """A large problem: the linear relaxation, with replicas rounded up.
 
-    Every tier is planned for its strictest class, used or not, so that nothing is whole but the replicas.
+    The dearest roundings are taken back where that is cheaper. Every tier is planned for its strictest class, used or
+    not, so that nothing is whole but the replicas.
     """
     relaxed = _Built(problem, classes, exact=False)
     outcome = relaxed.model.solve(time_limit_seconds=time_limit_seconds, relative_gap=RELATIVE_GAP)
@@ -109,7 +112,7 @@ class _Built:
         self._limits()
 
     def rate(self, item: Usable) -> float:
-        """Requests/s; an idle class with somewhere to go gets a trace of demand, so that it points at something alive."""
+        """Requests/s; an idle class gets a trace of demand where it can, so that it points at something alive."""
         alive = any(
             self.problem.tiers[pair.tier].external or self.problem.tiers[pair.tier].min_replicas > 0
             for pair in item.pairs
@@ -152,7 +155,8 @@ class _Built:
             near = self.problem.near.get(item.load.key)
             for order, pair in enumerate(item.pairs):
                 tier = self.problem.tiers[pair.tier]
-                # Where cost does not decide, the tier that a replica's price makes dearer per request loses, then the later.
+                # Where cost does not decide, the tier that a replica's price makes dearer per request loses, then the
+                # later.
                 tie = _TIE * (rate * pair.utilisation * (tier.price_per_hour or 0.0) + 1e-3 * order)
                 column = self.model.column(
                     cost=3600 * rate * pair.cost_per_request + tie, lower=pair.min_share, upper=pair.max_share

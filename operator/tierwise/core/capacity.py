@@ -9,7 +9,8 @@ constants are fitted by weighted least squares with forgetting, anchored to the 
 declared prior), and move a bounded amount per observation. Time to first token and the whole request's latency grow
 with the same factor `1 / (1 - rho)`.
 
-**Feedback.** The model need not be true. A queue that stands bounds the capacity by the throughput seen then, and an objective
+**Feedback.** The model need not be true. A queue that stands bounds the capacity by the throughput seen then, and an
+objective
 that is breached at a load which the model calls safe lowers the margin; both recover slowly.
 """
 
@@ -20,7 +21,8 @@ from dataclasses import dataclass, replace
 from tierwise.core.signals import TierSignals, value_of
 
 PROMPT_WEIGHT = 0.3
-"""Work units per prompt token. Median over the dense and mixture models on H100-class devices of (prefill time per prompt
+"""Work units per prompt token. Median over the dense and mixture models on H100-class devices of (prefill time per
+prompt
 token) / (batched decode time per generated token at 1,000 tokens of context) lies between 0.2 and 0.8; the optimum is
 flat because saturation is fitted on the observed mix."""
 

@@ -1,6 +1,7 @@
 """How far the loop moves in one round, and whether it moves at all: steps, hysteresis, cool-down, whole percents.
 
-Weights in force are whole percents that sum to 100. A move goes along the straight line from the weights in force to the wanted
+Weights in force are whole percents that sum to 100. A move goes along the straight line from the weights in force to
+the wanted
 ones, so that whatever both ends satisfy (floors, bounds, capacity) every step satisfies too.
 """
 
@@ -85,7 +86,8 @@ def _repair(weights: dict[str, int], mix: Mix) -> dict[str, int]:
 def step(current: Mapping[str, int], wanted: Mapping[str, int], *, max_step: int, mix: Mix) -> dict[str, int]:
     """The weights after one move from `current` towards `wanted`.
 
-    No weight changes by more than `max_step`, unless only a longer step brings the quality floor back (then the shortest that
+    No weight changes by more than `max_step`, unless only a longer step brings the quality floor back (then the
+    shortest that
     does). Both mappings sum to 100; tiers that are missing have weight 0.
     """
     tiers = sorted(set(current) | set(wanted))
@@ -166,7 +168,8 @@ def bounds(*, planned: int, low: int, high: int, affordable: int | None = None) 
 
     Args:
         planned: replicas that the plan wants.
-        low, high: the user's bounds.
+        low: the user's least.
+        high: the user's most.
         affordable: what a ceiling leaves; None when none binds.
     """
     most = min(high, planned + surge(planned))

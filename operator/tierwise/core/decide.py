@@ -1,7 +1,8 @@
 """Steps 3 and 4 of a planning round: state the problem, solve it, and move as far as stability allows.
 
 Two problems are solved. The first is free to choose replicas: it says where the namespace should be. The second has the
-replicas that are ready now: it says where requests can go meanwhile. While both agree, weights move towards the first one's
+replicas that are ready now: it says where requests can go meanwhile. While both agree, weights move towards the first
+one's
 mix; while replicas are starting, the second one's mix makes other allowed tiers take the overflow.
 """
 

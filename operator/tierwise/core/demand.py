@@ -1,9 +1,11 @@
 """What each class asks for: requests/s and tokens per request, now, at the recent peak, and by the end of a start-up.
 
-Zero is only ever a measurement: Prometheus answered, a gateway was scraped, and its counters stood still or hold no series for
+Zero is only ever a measurement: Prometheus answered, a gateway was scraped, and its counters stood still or hold no
+series for
 the class. Everything else that yields no number is `Missing`, with the reason, and moves nothing.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -69,7 +71,8 @@ class Forecast:
         now: the newest window's.
         peak: the largest of the window of stabilisation: what may safely be planned away.
         ahead: `peak` or, with a significant trend, what the trend reaches when a replica started now is ready.
-        settled: the history covers the whole window of stabilisation (after a restart it does not; nothing scales down).
+        settled: the history covers the whole window of stabilisation (after a restart it does not; nothing scales
+            down).
         tokens: tier name -> (prompt, completion) tokens per request; "" is the mean.
         tokens_known: False when tokens are assumed.
     """
@@ -185,7 +188,7 @@ def forecast(history: History, *, window_seconds: float, lead_seconds: float) ->
 
 
 def _level(samples: Sequence[tuple[datetime, float]]) -> float:
-    """The level now: a mean of the last two windows, for one window's noise is no decision; after a jump the newest alone."""
+    """The level now: a mean of the last two windows, as one window's noise is no decision; after a jump the newest."""
     newest = samples[-1][1]
     before = [rate for _, rate in samples[-3:-1]]
     if before and newest > _JUMP * max(before):
@@ -197,7 +200,7 @@ def _smoothed(values: Sequence[float]) -> list[float]:
     """Means of neighbours: a single window's spike does not become the peak of minutes."""
     if len(values) < 2:
         return list(values)
-    return [(left + right) / 2 for left, right in zip(values, values[1:], strict=False)]
+    return [(left + right) / 2 for left, right in itertools.pairwise(values)]
 
 
 def _slope(samples: Sequence[tuple[datetime, float]]) -> float:

@@ -1,6 +1,7 @@
 """Step 4 of a planning round, the weights: from the solver's answer to what one round may change.
 
-Reasons to move, strongest first: requests go where nobody answers; a tier has more load than its ready replicas carry within the
+Reasons to move, strongest first: requests go where nobody answers; a tier has more load than its ready replicas carry
+within the
 objective; a floor, bound or limit is broken; the mix could be cheaper. Only the last one needs a saving and waits for
 the cool-down. The step limit gives way where requests fail or the objective is breached already, never otherwise.
 """
@@ -83,15 +84,12 @@ def move(situation: Situation, view: ClassView, answers: Answers) -> ClassOutcom
     names = sorted(set(target) | set(view.weights))
     current = {name: view.weights.get(name, 0) for name in names}
     delta = {name: target.get(name, 0) - current[name] for name in names}
-    farthest = max(map(abs, delta.values()), default=0)
-    if not farthest:
+    if not any(delta.values()):
         return held
     cause = _cause(situation, view, load, answers.now)
-    if cause is None and (farthest < _SMALL_PERCENT or not answers.saves(view)):
-        text = f"a better mix would save less than {100 * view.rules.min_saving:g}%"
-        return replace(held, reason="SavingTooSmall", message=text)
-    if not damping.may_move(view.memory.last_move, delta, situation.now, view.rules, urgent=cause is not None):
-        return replace(held, reason="CoolingDown", message="waits for its cool-down")
+    pause = _pause(situation, view, answers, delta, cause)
+    if pause is not None:
+        return replace(held, reason=pause[0], message=pause[1])
     most = 100 if cause is not None and cause.severe else view.rules.max_step
     after = damping.step(current, target, max_step=most, mix=mix)
     after = {name: percent for name, percent in after.items() if percent}
@@ -99,6 +97,17 @@ def move(situation: Situation, view: ClassView, answers: Answers) -> ClassOutcom
         return held
     reason = cause.reason if cause is not None else "CheaperMix"
     return ClassOutcome(view, after, ideal, True, binding, reason, _why(view, after, cause, answers))
+
+
+def _pause(
+    situation: Situation, view: ClassView, answers: Answers, delta: Mapping[str, int], cause: _Cause | None
+) -> tuple[str, str] | None:
+    """Why a move that would be better is not made now, as reason and words; None when it is made."""
+    if cause is None and (max(map(abs, delta.values())) < _SMALL_PERCENT or not answers.saves(view)):
+        return "SavingTooSmall", f"a better mix would save less than {100 * view.rules.min_saving:g}%"
+    if not damping.may_move(view.memory.last_move, delta, situation.now, view.rules, urgent=cause is not None):
+        return "CoolingDown", "waits for its cool-down"
+    return None
 
 
 def stay(view: ClassView) -> ClassOutcome:

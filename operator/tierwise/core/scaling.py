@@ -1,6 +1,7 @@
 """Step 4 of a planning round, the replicas: the autoscaler's bounds, and the steps between 0 and 1 that none takes.
 
-Between "one more is needed" and "one can go" lies a dead band, so that noise at the edge of a whole replica moves nothing.
+Between "one more is needed" and "one can go" lies a dead band, so that noise at the edge of a whole replica moves
+nothing.
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,8 @@ from tierwise.core.signals import ClassKey
 from tierwise.core.situation import ClassView, Situation, TierView
 
 BAND = 0.1
-"""Half-width of the dead band, in shares of the safe capacity: up when load exceeds head-room plus this, down when one replica
+"""Half-width of the dead band, in shares of the safe capacity: up when load exceeds head-room plus this, down when
+one replica
 fewer would carry it with head-room less this."""
 
 NOISE_PERCENT = 5
@@ -25,7 +27,7 @@ Shares = Mapping[ClassKey, Mapping[str, float]]
 
 
 def keep(stated: Problem, shares: Shares, planned: Mapping[str, int]) -> dict[str, int]:
-    """In-cluster tier -> replicas that these shares keep, given what is planned: inside the dead band nothing changes."""
+    """In-cluster tier -> replicas that these shares keep: inside the dead band, those that are planned."""
     exact = problem.needed_replicas(stated, shares)
     most = problem.needed_replicas(stated, shares, headroom=min(1.0, stated.headroom + BAND))
     least = problem.needed_replicas(stated, shares, headroom=stated.headroom - BAND)
@@ -112,7 +114,7 @@ def _wake(view: TierView, planned: int) -> int | None:
 
 
 def _may_shrink(situation: Situation, view: TierView, users: tuple[ClassView, ...]) -> bool:
-    """Fewer replicas only when demand has been low for long enough, is known, and the last change is past its cool-down."""
+    """Whether demand is known and has been low for long enough, and the last change is past its cool-down."""
     if any(user.missing is not None or user.demand is None or not user.demand.settled for user in users):
         return False
     last = view.memory.last_scale

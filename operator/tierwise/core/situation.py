@@ -58,7 +58,8 @@ class TierView:
         signals: newest measurements; None when there are none.
         capacity: of one replica; None for an external tier.
         planned: replicas that the last plan asked for (the autoscaler's minimum, or 0 when scaled to zero).
-        existing, ready: Pods. usable: can take requests now, or could once started (an external one: has its credential).
+        existing, ready: Pods. usable: can take requests now, or could once started (an external one: has its
+            credential).
         last_scale: the last change of `planned`.
     """
 
@@ -108,7 +109,8 @@ class ClassView:
     Attributes:
         key: namespace, policy, class. policy, spec: the objects.
         rules: the policy's limits on change.
-        allowed: cleared tiers that exist, in the user's order. uncleared, unknown: listed tiers that are not, or do not exist.
+        allowed: cleared tiers that exist, in the user's order. uncleared, unknown: listed tiers that are not, or do
+            not exist.
         weights: in force, percent, zero left out.
         window_seconds: how long demand must have been low before it counts as low.
         demand: the forecast; None when nothing was ever measured.

@@ -8,7 +8,7 @@ from tierwise.core.problem import ClassLoad, Pair, Problem, Solution, Tier
 from tierwise.core.situation import ClassView, Situation, TierView
 
 START_SPREAD_SECONDS = 1800.0
-"""A replica's start-up is charged as if it then ran this long: cheap for short starts, a reason to wait for long ones."""
+"""A replica's start-up is charged as if it then ran this long: cheap for short starts, dear for long ones."""
 
 UNKNOWN_PRICE_FACTOR = 10.0
 """What has no price is taken to be this much dearer than the dearest that has one: unknown is never free."""
