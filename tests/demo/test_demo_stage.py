@@ -8,6 +8,7 @@ from tierwise.api.model_tier import ModelTier
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.demo import load, machine, objects, simulate, stage
 from tierwise.demo.errors import DemoError
+from tierwise.engine import options as engine_options
 from tierwise.sim import traces
 from tierwise.sim.traces import TraceRequest
 
@@ -44,7 +45,10 @@ def test_the_provider_expects_the_key_that_the_examples_hold() -> None:
     kinds = {entry["kind"]: entry for entry in made}
     assert kinds["Secret"]["stringData"]["token"] == "replace-me"
     container = kinds["Deployment"]["spec"]["template"]["spec"]["containers"][0]
-    assert container["args"][-1] == TERMS.tiers["provider"].model
+    # As the simulator itself reads them: once, a wrong order left a provider that never started.
+    options = engine_options.parse(container["args"][1:], {"VLLM_API_KEY": "replace-me"})
+    assert options.is_provider
+    assert (options.model, options.port) == (TERMS.tiers["provider"].model, 8000)
     assert kinds["Service"]["metadata"] == {
         "name": "api",
         "namespace": "provider",

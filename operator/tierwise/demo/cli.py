@@ -194,6 +194,7 @@ def _conclude(
         "window in seconds": round(seen.seconds, 1),
         "processors": os.cpu_count(),
     }
+    facts["answers after a second attempt"] = sum((record.attempts or 1) > 1 for record in observed.served)
     if seen.cpu is not None:
         facts["processors busy"] = f"{seen.cpu:.0%}"
     for arm, share in seen.client_cpu.items():

@@ -13,9 +13,9 @@ from tierwise.sim import loadgen, traces
 from tierwise.sim.traces import TraceRequest
 
 BASE_RPS = 2.0
-PEAK_RPS = 14.0
-CURVE = ((0.0, 0.0), (0.25, 0.0), (0.45, 1.0), (0.55, 1.0), (0.75, 0.1), (1.0, 0.1))
-"""(Part of the run, level between base and peak): five minutes that stand for a day. Peak over mean is about 2.5, as in
+PEAK_RPS = 10.0
+CURVE = ((0.0, 0.0), (0.2, 0.0), (0.47, 1.0), (0.55, 1.0), (0.8, 0.05), (1.0, 0.05))
+"""(Part of the run, level between base and peak): five minutes that stand for a day. Peak over mean is about 2, as in
 hourly traffic of conversation services (BurstGPT, 2024; Azure traces of 2023 and 2024)."""
 COMPLEX_SHARE = 0.12
 """One prompt in ten of Azure's conversation trace (November 2023; Splitwise, ISCA 2024) has 1,500 tokens or more."""

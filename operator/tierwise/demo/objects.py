@@ -114,7 +114,7 @@ def provider(documents: Iterable[Mapping[str, Any]], image: str, profile: str) -
     container = {
         "name": "api",
         "image": image,
-        "args": ["engine", "--provider", "--port=8000", tier["spec"]["model"]],
+        "args": ["engine", tier["spec"]["model"], "--provider", "--port=8000"],
         "env": [
             {"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": {"name": "api-key", "key": "token"}}},
             {"name": "TIERWISE_SIM_PROFILE", "value": profile},

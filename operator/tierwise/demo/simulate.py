@@ -28,8 +28,8 @@ from tierwise.sim.traces import TraceRequest
 AUTO = "Auto"
 PROFILE_VARIABLE = "TIERWISE_SIM_PROFILE"
 STARTUP_VARIABLE = "TIERWISE_SIM_STARTUP_SECONDS"
-PROCESS_START_SECONDS = 2.0
-"""From a Pod's creation until its process runs, and from its readiness until the gateway knows."""
+PROCESS_START_SECONDS = 4.0
+"""From a changed minimum until the autoscaler acts, the Pod runs, and, at the other end, until the gateway knows."""
 SYNC_SECONDS = 5.0
 """The development cluster's `--horizontal-pod-autoscaler-sync-period`."""
 METRIC_SECONDS = 5.0

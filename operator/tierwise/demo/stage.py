@@ -98,6 +98,9 @@ def prepare(cluster: KubernetesCluster, *, owned: bool, control: float | None, s
     stage.namespaces = tuple(entry["metadata"]["name"] for entry in more if entry["kind"] == "Namespace")
     for name in (objects.AUTO_NAMESPACE, *((objects.ALL_LARGE_NAMESPACE,) if control is not None else ())):
         wait_ready(cluster, name)
+    if any(entry["kind"] == "Deployment" for entry in more):
+        # The gateway can not tell: a provider that does not answer is what fallback is for.
+        cluster.kubectl("-n", objects.PROVIDER_NAMESPACE, "rollout", "status", "deployment/api", "--timeout=60s")
     stage.timings["tiers and policies ready"] = time.monotonic() - began
     say("tiers and policies are Ready")
     stage.gateway = install.gateway_address(cluster)
