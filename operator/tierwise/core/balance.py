@@ -22,7 +22,8 @@ RELATIVE_GAP = 1e-3
 EXACT_PAIRS = 40
 """Up to so many pairs of class and tier the problem is solved to the end; beyond, replicas are rounded."""
 
-_ROUNDINGS = 4
+_ROUNDING_WORK = 1600
+"""Pairs times attempts to take a rounding back: smaller problems can afford more of them."""
 
 _EPSILON_RATE = 1e-3
 _LEVELS = 3
@@ -60,7 +61,8 @@ def _rounded(problem: Problem, classes: tuple[Usable, ...], time_limit_seconds: 
         (name for name in counts if counts[name] > max(problem.tiers[name].min_replicas, exact[name] + 1e-6)),
         key=lambda name: (-(counts[name] - exact[name]) * (problem.tiers[name].price_per_hour or 0.0), name),
     )
-    for name in waste[:_ROUNDINGS]:
+    attempts = max(2, _ROUNDING_WORK // sum(len(item.pairs) for item in classes))
+    for name in waste[:attempts]:
         fewer = {**counts, name: counts[name] - 1}
         other = _with_replicas(problem, classes, fewer, time_limit_seconds)
         if other is not None and other[0] < best[0]:
