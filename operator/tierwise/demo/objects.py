@@ -75,7 +75,10 @@ def all_large(documents: Iterable[Mapping[str, Any]], terms: Terms, target: floa
     for entry in in_namespace(documents, ALL_LARGE_NAMESPACE):
         metadata = entry["metadata"]
         if entry.get("kind") == "ModelTier" and metadata["name"] == terms.reference:
-            entry["spec"]["inCluster"]["autoscaling"]["target"] = round(target)
+            # Alone, an autoscaler needs a pause before it goes down; beside the loop, the loop's is enough.
+            scaling = entry["spec"]["inCluster"]["autoscaling"]
+            scaling["target"] = round(target)
+            scaling.setdefault("behavior", {}).setdefault("scaleDown", {})["stabilizationWindowSeconds"] = 15
             made.append(entry)
         elif entry.get("kind") == "RoutingPolicy" and metadata["name"] == terms.policy:
             for routing_class in entry["spec"]["classes"]:
