@@ -149,7 +149,7 @@ def _leaves(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 def _mutants(count: int, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Good manifests with one place set to an odd value, or removed; not patterns: only the server knows RE2."""
-    chance = random.Random(seed)  # noqa: S311 - repeatable, not secret
+    chance = random.Random(seed)
     goods = table.good()
     for _ in range(count):
         manifest = copy.deepcopy(chance.choice(goods))
