@@ -300,7 +300,7 @@ async def test_a_dripping_answer_is_bounded_by_the_round_and_nothing_queues_behi
         handler.send_response(200)
         handler.send_header("Content-Length", "1000")
         handler.end_headers()
-        for _ in range(20):
+        for _ in range(100):
             handler.wfile.write(b" ")
             time.sleep(0.1)
 
@@ -311,7 +311,7 @@ async def test_a_dripping_answer_is_bounded_by_the_round_and_nothing_queues_behi
             await source.read(TARGETS, NOW)
         with pytest.raises(PrometheusError, match="not come back"):
             await source.read(TARGETS, NOW)
-        assert time.monotonic() - start < 1.0
+        assert time.monotonic() - start < 5.0, "an answer that drips for ten seconds is not waited for"
         source.close()
 
 
