@@ -17,9 +17,8 @@ PEAK_RPS = 10.0
 CURVE = ((0.0, 0.0), (0.2, 0.0), (0.47, 1.0), (0.55, 1.0), (0.8, 0.05), (1.0, 0.05))
 """(Part of the run, level between base and peak): five minutes that stand for a day. Peak over mean is about 2, as in
 hourly traffic of conversation services (BurstGPT, 2024; Azure traces of 2023 and 2024)."""
-COMPLEX_SHARE = 0.085
-"""One prompt in ten of Azure's conversation trace (November 2023; Splitwise, ISCA 2024) has 1,500 tokens or more;
-with the routine ones that are just short of it in tokens, but not in bytes, that is the share here too."""
+COMPLEX_SHARE = 0.12
+"""One prompt in ten of Azure's conversation trace (November 2023; Splitwise, ISCA 2024) has 1,500 tokens or more."""
 
 BYTES_PER_TOKEN = 4
 """How the gateway estimates a prompt's tokens from a request's size."""
