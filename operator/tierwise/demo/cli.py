@@ -191,6 +191,7 @@ def _conclude(
     facts: dict[str, object] = {
         "trace": str(options.trace.name) if options.trace is not None else f"built-in, seed {options.seed}",
         "requests in the trace": len(trace),
+        "began": seen.began.isoformat(timespec="milliseconds"),
         "window in seconds": round(seen.seconds, 1),
         "processors": os.cpu_count(),
     }

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class Seen:
         cpu: share of the machine's processors that was busy meanwhile; None when unknown.
         client_cpu: arm -> share of one processor that its client used.
         busiest: the picture at the moment of most answers per second.
+        began: when the trace's second 0 was, aware UTC.
     """
 
     recorder: Recorder
@@ -56,6 +58,7 @@ class Seen:
     cpu: float | None
     client_cpu: dict[str, float]
     busiest: live.Frame
+    began: datetime
 
 
 async def first_answer(stage: Stage, arms: Sequence[Arm], seconds: float = 30.0) -> None:
@@ -136,6 +139,7 @@ async def perform(
             arm: float(end["cpu_seconds"]) / float(end["wall_seconds"]) for arm, end in sorted(recorder.ends.items())
         },
         busiest=frame,
+        began=datetime.fromtimestamp(start, UTC),
     )
 
 
