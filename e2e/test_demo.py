@@ -90,12 +90,11 @@ def test_replica_hours_are_those_of_the_audit_log(kept: clusters.Cluster, folder
     for line in kept.audit_log.read_text().splitlines():
         event = json.loads(line)
         reference = event.get("objectRef") or {}
-        made = (
-            event.get("verb") == "create" and reference.get("resource") == "pods" and not reference.get("subresource")
-        )
-        if made and event.get("stage") == "ResponseComplete" and event["responseStatus"]["code"] == 201:
-            if datetime.fromisoformat(event["stageTimestamp"]) <= end:
-                created[reference["namespace"]] += 1
+        if event.get("verb") != "create" or reference.get("resource") != "pods" or reference.get("subresource"):
+            continue
+        done = event.get("stage") == "ResponseComplete" and event["responseStatus"]["code"] == 201
+        if done and datetime.fromisoformat(event["stageTimestamp"]) <= end:
+            created[reference["namespace"]] += 1
     window = document["facts"]["window in seconds"]
     billed = Counter(r["namespace"] for r in rows(folder / "pods.csv") if float(r["start_seconds"]) <= window)
     for namespace in ("demo", "demo-all-large"):
