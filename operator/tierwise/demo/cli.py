@@ -60,6 +60,7 @@ class Options:
     help="Run on this cluster instead of a development cluster.",
 )
 @click.option("--live/--no-live", default=None, help="Live picture.  [default: on a terminal]")
+@click.option("--strict", is_flag=True, help="Fail too when a comparison does not hold; a busy machine can cause that.")
 @click.option("--control/--no-control", default=True, help="Send the trace to the all-large arm as well.")
 @click.option("--simulate/--no-simulate", default=True, help="Compare with other rules in simulation, at the end.")
 def demo(
@@ -72,12 +73,14 @@ def demo(
     name: str,
     kubeconfig: Path | None,
     live: bool | None,
+    strict: bool,
     control: bool,
     simulate: bool,
 ) -> None:
     """Bring everything up, send a trace of requests, show what it costs, and compare.
 
-    Ends with exit code 0 only when the run worked and everything that it promises held.
+    Ends with exit code 0 when the run worked: every request answered, logs and clients agree, floors kept. Comparisons
+    that did not hold are named in the summary; with --strict they count as well.
     """
     console = Console()
     if not console.is_terminal:
@@ -100,7 +103,7 @@ def demo(
     except KeyboardInterrupt:
         console.print("interrupted")
         sys.exit(130)
-    sys.exit(0 if outcome.held else 1)
+    sys.exit(0 if (outcome.held if strict else outcome.worked) else 1)
 
 
 def _perform(options: Options, console: Console) -> Outcome:

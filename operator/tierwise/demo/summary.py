@@ -115,6 +115,11 @@ class Outcome:
         """All of them."""
         return all(check.held for check in self.checks)
 
+    @property
+    def worked(self) -> bool:
+        """The run itself: all but the comparisons."""
+        return all(check.held for check in self.checks if not check.comparison)
+
 
 def arm_outcome(arm: Arm, terms: Terms, seen: Observed, seconds: float) -> ArmOutcome:
     """What one arm cost and gave.
