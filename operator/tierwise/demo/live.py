@@ -1,8 +1,8 @@
 """What the terminal shows while the demo runs: a pure picture of a `Frame`. Fits 100 columns; columns never move."""
 
 import io
-import re
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
