@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
+import tierwise
 from tierwise.devcluster.build import Binaries
 from tierwise.devcluster.errors import DevClusterError
 
@@ -16,6 +17,7 @@ class Image(TypedDict):
     entrypoint: list[str]
     path: NotRequired[list[str]]  # folders in front of PATH
     env: NotRequired[dict[str, str]]
+    keep: NotRequired[list[str]]  # folders of its programs, which no volume may cover
 
 
 def table(binaries: Binaries) -> list[Image]:
@@ -28,7 +30,13 @@ def table(binaries: Binaries) -> list[Image]:
     own: dict[str, str] = {"PYTHONUNBUFFERED": "1"}
 
     def image(glob: str, *entrypoint: str, folders: tuple[str, ...] = ()) -> Image:
-        return {"image": glob, "entrypoint": list(entrypoint), "path": [*folders, scripts], "env": own}
+        return {
+            "image": glob,
+            "entrypoint": list(entrypoint),
+            "path": [*folders, scripts],
+            "env": own,
+            "keep": [str(binaries.folder), *programs()],
+        }
 
     return [
         image("*vllm/vllm-openai*", python, "-m", "tierwise.engine"),
@@ -42,6 +50,15 @@ def table(binaries: Binaries) -> list[Image]:
         image("*python*", python),
         image("*tierwise*", "tierwise"),
     ]
+
+
+def programs() -> list[str]:
+    """Folders of the interpreter, its environment and this package.
+
+    A checkout may lie in /tmp, where Pods mount volumes.
+    """
+    package = Path(tierwise.__file__).resolve().parent.parent
+    return sorted({str(Path(place).resolve()) for place in (sys.prefix, sys.base_prefix, package)})
 
 
 def envoy_folder() -> Path:

@@ -181,6 +181,7 @@ func (c *container) start(ctx context.Context, restart int) (*process, error) {
 		return nil, err
 	}
 	defer log.Close()
+	mounts = append(mounts, entry.kept(mounts)...)
 	root := &rootFS{
 		scratch: w.scratch, hostname: pod.Name, address: w.address(), resolv: w.node.resolv(pod), mounts: mounts,
 	}

@@ -14,6 +14,22 @@ type image struct {
 	Entrypoint []string          `json:"entrypoint"`
 	Path       []string          `json:"path"` // folders in front of PATH
 	Env        map[string]string `json:"env"`
+	Keep       []string          `json:"keep"` // folders of its programs: seen by the container whatever volume covers them
+}
+
+// kept are the image's folders that a volume would cover: they are laid on top of it again, read-only. An image's own
+// files lie where no volume is mounted; a checkout or a virtual environment may lie anywhere, in /tmp for one.
+func (i *image) kept(mounts []mount) []mount {
+	var again []mount
+	for _, folder := range i.Keep {
+		for _, m := range mounts {
+			if within(folder, m.target) {
+				again = append(again, mount{source: folder, target: folder, readOnly: true})
+				break
+			}
+		}
+	}
+	return again
 }
 
 type imageTable []image
