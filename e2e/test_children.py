@@ -33,7 +33,16 @@ RESTRICTED = [f"pod-security.kubernetes.io/{mode}=restricted" for mode in ("enfo
 
 @pytest.fixture(scope="module")
 def bare(cluster: Cluster) -> Iterator[Cluster]:
-    """Our kinds and the autoscalers' rules, and a namespace that admits restricted Pods only; no operator."""
+    """Our kinds and the autoscalers' rules, and a namespace that admits restricted Pods only; no operator.
+
+    One that another module has installed on the session's cluster rests meanwhile: it would move the bounds.
+    """
+    operator = ("deployment/tierwise-operator", "-n", install.NAMESPACE)
+    replicas = cluster.kubectl("get", *operator, "-o", "jsonpath={.spec.replicas}", "--ignore-not-found").stdout
+    if replicas:
+        cluster.kubectl("scale", *operator, "--replicas=0")
+        selector = ("-l", "tierwise.dev/component=operator")
+        cluster.kubectl("wait", "pods", *selector, "-n", install.NAMESPACE, "--for=delete", "--timeout=60s")
     cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(install.shared("crds")))
     cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(install.shared("crds")))
     cluster.kubectl("create", "namespace", NAMESPACE)
@@ -43,6 +52,9 @@ def bare(cluster: Cluster) -> Iterator[Cluster]:
     cluster.kubectl("apply", "-n", NAMESPACE, "-f", "-", input_text=rules)
     yield cluster
     cluster.kubectl("delete", "namespace", NAMESPACE, "--timeout=60s")
+    if replicas:
+        cluster.kubectl("scale", *operator, f"--replicas={replicas}")
+        cluster.kubectl("rollout", "status", *operator, "--timeout=120s")
 
 
 def stored(cluster: Cluster, manifest: dict[str, Any], *options: str) -> ModelTier:
