@@ -90,6 +90,27 @@ def test_a_kept_one_serves_after_a_restart_but_never_outranks_memory():
     assert catalog.served["legal"].hash == newer
 
 
+def test_without_gateways_of_its_own_a_replica_follows_what_the_others_gateways_took():
+    first, second = (rendered(model).namespaces["legal"] for model in ("first", "second"))
+    catalog = Catalog()
+    publish(catalog, rendered("first"), {"legal": first})
+    publish(catalog, rendered("second"), {"legal": second})
+    publish(catalog, rendered("broken"))
+    catalog.refuse("legal", catalog.served["legal"].hash, "no")
+    assert catalog.served["legal"].hash == second.hash
+
+
+def test_a_replica_whose_gateways_have_left_follows_the_others_again():
+    catalog = Catalog()
+    publish(catalog, rendered("own"))
+    catalog.acknowledge("legal")
+    catalog.deserted()
+    other = rendered("other").namespaces["legal"]
+    publish(catalog, rendered("broken"), {"legal": other})
+    catalog.refuse("legal", catalog.served["legal"].hash, "no")
+    assert catalog.served["legal"].hash == other.hash
+
+
 def test_a_namespace_that_can_not_be_rendered_keeps_its_last_good():
     catalog = Catalog()
     publish(catalog, rendered("one", namespaces=("legal", "sales")))

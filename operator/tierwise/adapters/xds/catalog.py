@@ -52,7 +52,9 @@ class Catalog:
 
     Attributes:
         wanted: the newest bundle of each namespace.
-        good: the last bundle of each namespace that all gateways acknowledged.
+        good: the last bundle of each namespace that all gateways acknowledged: this replica's own, or, while none is
+            connected here, those of the other replicas, as they were kept.
+        heard: namespaces whose `good` this replica's own gateways acknowledged.
         refused: namespace -> the refusal of its newest bundle.
         invalid: namespace -> why its newest render is no configuration at all.
         limits: namespace -> which tiers may see what now; the last good configuration keeps to it too.
@@ -62,6 +64,7 @@ class Catalog:
 
     wanted: dict[str, NamespaceBundle] = field(default_factory=dict)
     good: dict[str, NamespaceBundle] = field(default_factory=dict)
+    heard: set[str] = field(default_factory=set)
     refused: dict[str, Refusal] = field(default_factory=dict)
     invalid: dict[str, str] = field(default_factory=dict)
     limits: dict[str, Limits] = field(default_factory=dict)
@@ -82,8 +85,10 @@ class Catalog:
         for namespace in [*self.good]:
             if namespace not in self.wanted and namespace not in self.invalid:
                 del self.good[namespace]
+        self.heard &= self.good.keys()
         for namespace, bundle in prepared.good.items():
-            self.good.setdefault(namespace, bundle)
+            if namespace not in self.heard:
+                self.good[namespace] = bundle
         changed = self._serve(Served(SHARED, "", prepared.shared))
         for namespace in {*self.wanted, *self.invalid, *self.served} - {SHARED}:
             changed |= self._settle(namespace)
@@ -102,6 +107,11 @@ class Catalog:
         bundle, served = self.wanted.get(namespace), self.served.get(namespace)
         if bundle is not None and served is not None and served.hash == bundle.hash and namespace not in self.refused:
             self.good[namespace] = bundle
+            self.heard.add(namespace)
+
+    def deserted(self) -> None:
+        """No gateway is connected here any more: what the others' gateways acknowledge from now on is newer."""
+        self.heard.clear()
 
     def message(self, namespace: str) -> str:
         """Why the newest configuration is not served; empty when it is."""

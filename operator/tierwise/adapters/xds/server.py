@@ -146,8 +146,8 @@ class XdsServer:
 
     async def publish(self, config: GatewayConfig, world: World) -> None:
         """Serve this configuration from now on, but what gateways have refused already."""
-        known, before = set(self._catalog.good), self._catalog.encoded
-        prepared = await asyncio.to_thread(lambda: prepare(config, _kept(world, known), before))
+        heard, known, before = set(self._catalog.heard), dict(self._catalog.good), self._catalog.encoded
+        prepared = await asyncio.to_thread(lambda: prepare(config, _kept(world, heard, known), before))
         self._touch(self._catalog.publish(prepared))
         for namespace in [*self._words]:
             if namespace not in self._catalog.refused:
@@ -172,10 +172,6 @@ class XdsServer:
                 message=catalog.message(namespace) or self._words.get(namespace, ""),
             )
         return found
-
-    def good(self) -> Mapping[str, NamespaceBundle]:
-        """The last bundle of each namespace that all gateways acknowledged: what is kept across restarts."""
-        return dict(self._catalog.good)
 
     def observe(self, metrics: _Gauges) -> None:
         """Set the gauge of connected gateways, and forget namespaces that are gone."""
@@ -228,6 +224,8 @@ class XdsServer:
         finally:
             reader.cancel()
             self._streams.discard(stream)
+            if not self._streams:
+                self._catalog.deserted()
             log.info("a gateway is gone", gateway=stream.node, connected=len(self._streams))
             self._acknowledge(set(self._catalog.served))
             self._changed()
@@ -281,12 +279,14 @@ def credentials(tls: Callable[[], Tls]) -> grpc.ServerCredentials:
     return grpc.dynamic_ssl_server_credentials(configuration(), configuration, require_client_authentication=True)
 
 
-def _kept(world: World, known: set[str]) -> dict[str, NamespaceBundle]:
-    """Last good bundles out of their ConfigMaps, of namespaces for which memory holds none."""
+def _kept(world: World, heard: set[str], known: Mapping[str, NamespaceBundle]) -> dict[str, NamespaceBundle]:
+    """Last good bundles out of their ConfigMaps, of namespaces whose gateways here have not spoken, where news."""
     found = {}
     for namespace, child in world.last_good.items():
         data = child.manifest.get("data")
-        if namespace in known or not child.owned or not isinstance(data, Mapping):
+        if namespace in heard or not child.owned or not isinstance(data, Mapping):
+            continue
+        if namespace in known and known[namespace].hash == data.get("hash"):
             continue
         try:
             found[namespace] = last_good.unpack(namespace, data)
