@@ -40,6 +40,7 @@ def test_nothing_is_learnt_from_an_idle_replica():
         known = capacity.learn(known, Observation(0.0, None, None, None, 0.0, 0.0), [Objective(0.5, 0.05)])
     assert known.saturation == SATURATION
     assert known.margin == 1.0
+    assert known.provenance == "declared"
 
 
 def test_a_standing_queue_bounds_the_capacity_at_the_throughput_seen():

@@ -48,7 +48,7 @@ def entry(name, version, connected=1, acknowledged=1, refused=0):
 
 def test_what_all_gateways_took_is_kept_once(world, store, now):
     config = gateway.render(world)
-    found, too_large = keeper.manifests(replace(world, gateways=said(config)), config, KEY)
+    found, too_large = keeper.manifests(replace(world, gateways=said(config)), config.namespaces, KEY)
     assert too_large == ()
     assert found[0]["data"]["hash"] == config.namespaces["team-a"].hash
     assert [owner["uid"] for owner in found[0]["metadata"]["ownerReferences"]] == ["uid-assistant"]
@@ -57,57 +57,63 @@ def test_what_all_gateways_took_is_kept_once(world, store, now):
     again = store.snapshot(now)
     assert again.last_good["team-a"].owned
     assert last_good.unpack("team-a", again.last_good["team-a"].manifest["data"]).routes is not None
-    assert keeper.manifests(replace(again, gateways=said(config)), config, KEY) == ((), ())
+    assert keeper.manifests(replace(again, gateways=said(config)), config.namespaces, KEY) == ((), ())
 
 
 def test_a_new_policy_becomes_an_owner_too(world, store, now):
     config = gateway.render(world)
-    found, _ = keeper.manifests(replace(world, gateways=said(config)), config, KEY)
+    found, _ = keeper.manifests(replace(world, gateways=said(config)), config.namespaces, KEY)
     store.put(kinds.CONFIG_MAP, found[0] | {"metadata": found[0]["metadata"] | {"resourceVersion": "50"}})
     store.put(kinds.ROUTING_POLICY, policy("second"))
     later = store.snapshot(now)
     config = gateway.render(later)
-    found, _ = keeper.manifests(replace(later, gateways=said(config)), config, KEY)
+    found, _ = keeper.manifests(replace(later, gateways=said(config)), config.namespaces, KEY)
     assert len(found[0]["metadata"]["ownerReferences"]) == 2
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"connected": 0, "acknowledged": 0}, {"acknowledged": 1}, {"refused": 1}, {"served_hash": "older"}],
-)
-def test_what_not_all_gateways_took_is_not_kept(world, changes):
+@pytest.mark.parametrize("changes", [{"connected": 0, "acknowledged": 0}, {"connected": 0, "refused": 1}])
+def test_a_replica_without_gateways_keeps_nothing(world, changes):
     config = gateway.render(world)
-    assert keeper.manifests(replace(world, gateways=said(config, **changes)), config, KEY) == ((), ())
+    assert keeper.manifests(replace(world, gateways=said(config, **changes)), config.namespaces, KEY) == ((), ())
 
 
-def test_gateways_of_other_replicas_count_unless_their_replica_is_dead(world, store, now):
+def test_what_was_taken_is_kept_while_something_newer_is_refused(world):
+    config = gateway.render(world)
+    later = said(config, wanted_hash="newer", refused=2, message="no")
+    assert keeper.manifests(replace(world, gateways=later), config.namespaces, KEY)[0]
+
+
+def test_one_replica_keeps_it_and_a_dead_one_is_not_waited_for(world, store, now):
     config = gateway.render(world)
     version = config.namespaces["team-a"].hash
 
-    def with_entries(*entries, live=None):
+    def keeps(*entries, live=None):
         body = policy(gateways=entries)
-        body["metadata"]["resourceVersion"] = str(100 + with_entries.count)
-        with_entries.count += 1
+        body["metadata"]["resourceVersion"] = str(100 + keeps.count)
+        keeps.count += 1
         store.put(kinds.ROUTING_POLICY, body)
-        return keeper.manifests(replace(store.snapshot(now), live_replicas=live), config, KEY)[0]
+        later = replace(store.snapshot(now), live_replicas=live, gateways=said(config))
+        assert later.replica == "op-0"
+        return bool(keeper.manifests(later, config.namespaces, KEY)[0])
 
-    with_entries.count = 0
-    assert with_entries(entry("op-1", version))
-    assert not with_entries(entry("op-1", version), entry("op-2", "older"))
-    assert with_entries(entry("op-1", version), entry("op-2", "older"), live=frozenset({"op-1"}))
-    assert not with_entries(entry("op-1", version, connected=2))
-    assert not with_entries(entry("op-0", version)), "its own entry says nothing that it does not see itself"
+    keeps.count = 0
+    assert keeps(entry("op-1", version))
+    assert keeps(entry("op-1", "older"))
+    assert not keeps(entry("op-1", version, refused=1)), "a gateway of another replica refused it"
+    assert not keeps(entry("a-first", version))
+    assert keeps(entry("a-first", version, connected=0))
+    assert keeps(entry("a-first", version), live=frozenset({"op-0"}))
 
 
 def test_what_is_too_large_for_a_configmap_is_named(world, monkeypatch):
     config = gateway.render(world)
     monkeypatch.setattr(keeper, "MAX_BYTES", 100)
-    assert keeper.manifests(replace(world, gateways=said(config)), config, KEY) == ((), ("team-a",))
+    assert keeper.manifests(replace(world, gateways=said(config)), config.namespaces, KEY) == ((), ("team-a",))
 
 
 def test_what_no_operator_signed_is_not_there(world, store, now):
     config = gateway.render(world)
-    found, _ = keeper.manifests(replace(world, gateways=said(config)), config, KEY)
+    found, _ = keeper.manifests(replace(world, gateways=said(config)), config.namespaces, KEY)
 
     def shown(version, **changes):
         metadata = found[0]["metadata"] | {"resourceVersion": str(version)} | changes.pop("metadata", {})

@@ -74,7 +74,7 @@ class Capacity:
         queue_limit: work units/s that a standing queue showed to be the most; None when none was seen.
         margin: factor on the utilisation that feedback took away, in [0.5, 1].
         queued: observations in a row that showed a queue.
-        observations: how many went in; 0 means that all is declared or assumed.
+        observations: how many went in, of replicas at work; 0 means that all is declared or assumed.
         normal: sufficient statistics of the fit (s11, s12, s22, t1, t2).
     """
 
@@ -169,13 +169,15 @@ def utilisation_limit(capacity: Capacity, objective: Objective, *, idle_latency_
 
 
 def learn(capacity: Capacity, seen: Observation, objectives: Iterable[Objective]) -> Capacity:
-    """The estimate after one more observation. Nothing is learnt from an idle replica but its idle latency.
+    """The estimate after one more observation. An idle replica teaches nothing: what was declared is not measured yet.
 
     Args:
         capacity: the estimate so far.
         seen: one observation of a new window (feeding one window twice would count its noise twice).
         objectives: of the classes that the tier serves now, for the feedback.
     """
+    if seen.work_rate <= 0:
+        return replace(_learn_queue(capacity, seen), queued=0)
     updated = _fit(capacity, seen)
     rho = min(seen.work_rate / updated.saturation, 0.95)
     updated = _learn_ttft(updated, seen, rho)

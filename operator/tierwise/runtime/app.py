@@ -19,7 +19,7 @@ from tierwise.adapters.certificates import Material
 from tierwise.adapters.kinds import Kind
 from tierwise.core.plan import Plan, StatusApply
 from tierwise.core.world import GatewayReport, World
-from tierwise.render.envoy.bundle import GatewayConfig
+from tierwise.render.envoy.bundle import GatewayConfig, NamespaceBundle
 from tierwise.runtime.channel import Channel
 from tierwise.runtime.figures import Figures
 from tierwise.runtime.leader import Leadership
@@ -62,6 +62,10 @@ class Gateway(Protocol):
 
     def reports(self) -> Mapping[str, GatewayReport]:
         """What the connected gateways say, by namespace."""
+        ...
+
+    def good(self) -> Mapping[str, NamespaceBundle]:
+        """What they have all acknowledged, by namespace."""
         ...
 
     def observe(self, metrics: Metrics) -> None:
@@ -137,7 +141,6 @@ class Operator:
             self._decide,
             self.metrics,
             self.health,
-            published=lambda: self.publisher.published,
             seen=self._figures.show,
         )
         self.relister = Relister(

@@ -1,7 +1,10 @@
 """When a namespace's configuration is worth keeping, and the ConfigMap that keeps it. Pure.
 
-What every connected gateway acknowledged is kept; fresh gateways get it while a newer render is refused, also after the
-operators' restart. It carries no secrets and no endpoints, and goes with the namespace's last policy.
+What a replica's gateways have all acknowledged is kept; fresh gateways get it while a newer render is refused, from
+other replicas too and after a restart. It carries no secrets and no endpoints, and goes with the last policy.
+
+One replica keeps it: of those with gateways the first by name, from its own memory, whether it decides or not. The one
+that decides may have no gateway, and a refusal can follow an acknowledgement faster than one replica tells another.
 
 Whoever may write ConfigMaps in a namespace could else put any configuration before the gateways that all share: it is
 signed with a key that only operators can read, and what is not signed so is not there.
@@ -17,7 +20,7 @@ from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.core.plan import Manifest
 from tierwise.core.world import World
 from tierwise.render.envoy import last_good
-from tierwise.render.envoy.bundle import GatewayConfig
+from tierwise.render.envoy.bundle import NamespaceBundle
 from tierwise.runtime import objects
 
 # The API server takes objects up to about 1.5 MiB and ConfigMaps up to 1 MiB of data.
@@ -40,13 +43,21 @@ def genuine(manifest: Mapping[str, Any], key: bytes) -> bool:
     return bool(key) and hmac.compare_digest(said.encode(), expected.encode())
 
 
-def manifests(world: World, config: GatewayConfig, key: bytes) -> tuple[tuple[Manifest, ...], tuple[str, ...]]:
-    """ConfigMaps to apply, and namespaces whose configuration is too large to be kept, sorted."""
+def manifests(
+    world: World, good: Mapping[str, NamespaceBundle], key: bytes
+) -> tuple[tuple[Manifest, ...], tuple[str, ...]]:
+    """ConfigMaps to apply, and namespaces whose configuration is too large to be kept, sorted.
+
+    Args:
+        world: of now.
+        good: namespace -> what this replica's gateways have all acknowledged.
+        key: to sign with.
+    """
     wanted: list[Manifest] = []
     too_large: list[str] = []
-    for namespace, bundle in sorted(config.namespaces.items()):
+    for namespace, bundle in sorted(good.items()):
         policies = world.policies_in(namespace)
-        if not policies or bundle.routes is None or not _acknowledged(world, namespace, bundle.hash, policies):
+        if not policies or bundle.routes is None or not _keeps(world, namespace, bundle.hash, policies):
             continue
         owners = [_owner(policy) for _, policy in sorted(policies.items())]
         held = world.last_good.get(namespace)
@@ -73,23 +84,19 @@ def manifests(world: World, config: GatewayConfig, key: bytes) -> tuple[tuple[Ma
     return tuple(wanted), tuple(too_large)
 
 
-def _acknowledged(world: World, namespace: str, wanted: str, policies: Mapping[str, RoutingPolicy]) -> bool:
-    """Whether every gateway has taken this version: by what this replica sees, and what the others report."""
+def _keeps(world: World, namespace: str, version: str, policies: Mapping[str, RoutingPolicy]) -> bool:
+    """Whether this replica is the one that keeps it, and no other's gateways have refused it."""
     own = world.gateways.get(namespace)
-    connected = 0
-    if own is not None and own.connected:
-        if own.refused or own.acknowledged < own.connected or own.served_hash != wanted:
-            return False
-        connected += own.connected
+    if own is None or not own.connected:
+        return False
     for policy in policies.values():
         for entry in policy.status.gateways:
             alive = world.live_replicas is None or entry.name in world.live_replicas
             if entry.name == world.replica or not alive or not entry.connected:
                 continue
-            if entry.refused or entry.acknowledged < entry.connected or entry.hash != wanted:
+            if entry.name < world.replica or (entry.refused and entry.hash == version):
                 return False
-            connected += entry.connected
-    return connected > 0
+    return True
 
 
 def _owner(policy: RoutingPolicy) -> dict[str, Any]:

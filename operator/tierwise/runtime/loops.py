@@ -6,7 +6,7 @@ A fault of the pure rooms (a defect of ours) is logged and counted; what was pub
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from tierwise.core.ledger import Ledger
 from tierwise.core.memory import LoopMemory
 from tierwise.core.plan import Manifest, Plan, StatusApply
 from tierwise.core.world import GatewayReport, World
-from tierwise.render.envoy.bundle import GatewayConfig
+from tierwise.render.envoy.bundle import GatewayConfig, NamespaceBundle
 from tierwise.runtime import isolation, last_good
 from tierwise.runtime.faults import FAULTS
 from tierwise.runtime.replicas import Replicas
@@ -42,6 +42,10 @@ class GatewayServer(Protocol):
 
     def reports(self) -> Mapping[str, GatewayReport]:
         """What the connected gateways say, by namespace."""
+        ...
+
+    def good(self) -> Mapping[str, NamespaceBundle]:
+        """What they have all acknowledged, by namespace."""
         ...
 
 
@@ -94,7 +98,7 @@ class Publisher:
 
 @dataclass(slots=True)
 class Reporter:
-    """Writes, on every replica, what its own gateways say into the policies' status.
+    """Writes, on every replica, what its own gateways say into the policies' status, and keeps what they took.
 
     Attributes:
         statuses: World -> what to write (pure).
@@ -115,13 +119,24 @@ class Reporter:
             self.store.put_gateways(self.server.reports())
             world = self.store.snapshot(self.now())
             wanted = tuple(self.statuses(world))
+            kept = await asyncio.to_thread(self._to_keep, world)
         except FAULTS as error:
             self.metrics.errors.labels(where="report", error=type(error).__name__).inc()
             log.exception("what gateways say could not be reported")
             return
-        outcome = await self.writer.statuses(wanted)
-        if outcome.retry_seconds is not None:
-            self.trigger.poke_later(outcome.retry_seconds)
+        for outcome in (await self.writer.statuses(wanted), await self.writer.manifests(kept)):
+            if outcome.retry_seconds is not None:
+                self.trigger.poke_later(outcome.retry_seconds)
+
+    def _to_keep(self, world: World) -> tuple[Manifest, ...]:
+        """ConfigMaps with what this replica's gateways acknowledged."""
+        if not self.store.signing_key:
+            return ()
+        wanted, too_large = last_good.manifests(world, self.server.good(), self.store.signing_key)
+        for namespace in too_large:
+            self.metrics.errors.labels(where="last-good", error="TooLarge").inc()
+            log.warning("the gateway's configuration is too large to be kept", namespace=namespace)
+        return wanted
 
     async def run(self) -> None:
         """Report after every change, until cancelled."""
@@ -137,7 +152,6 @@ class Decider:
 
     Attributes:
         plan: World -> Plan (pure).
-        published: the gateways' configuration that this replica serves.
         seen: called with each plan, for metrics.
     """
 
@@ -149,7 +163,6 @@ class Decider:
     trigger: Trigger
     metrics: Metrics
     health: Health
-    published: Callable[[], GatewayConfig | None] = lambda: None
     seen: Callable[[World, Plan], None] = lambda _world, _plan: None
     now: Callable[[], datetime] = utc_now
 
@@ -191,28 +204,15 @@ class Decider:
         self.store.ledger = plan.ledger
         self.store.memory = plan.memory
         self.store.counted(world)
-        kept: tuple[Manifest, ...] = ()
         try:
             self.seen(world, plan)
-            kept = self._to_keep(world)
         except FAULTS as error:
             self.metrics.errors.labels(where="show", error=type(error).__name__).inc()
-            log.exception("what was planned could not be shown or kept")
-        outcome = await self.writer.carry_out(replace(plan, apply=(*plan.apply, *kept)))
+            log.exception("what was planned could not be shown")
+        outcome = await self.writer.carry_out(plan)
         self.trigger.poke_later(plan.next_round_seconds)
         if outcome.retry_seconds is not None:
             self.trigger.poke_later(outcome.retry_seconds)
-
-    def _to_keep(self, world: World) -> tuple[Manifest, ...]:
-        """ConfigMaps with what gateways acknowledged."""
-        config = self.published()
-        if config is None or not self.store.signing_key:
-            return ()
-        wanted, too_large = last_good.manifests(world, config, self.store.signing_key)
-        for namespace in too_large:
-            self.metrics.errors.labels(where="last-good", error="TooLarge").inc()
-            log.warning("the gateway's configuration is too large to be kept", namespace=namespace)
-        return wanted
 
     def _plan(self, world: World) -> Plan | None:
         try:

@@ -173,6 +173,10 @@ class XdsServer:
             )
         return found
 
+    def good(self) -> Mapping[str, NamespaceBundle]:
+        """The last bundle of each namespace that all gateways connected here acknowledged."""
+        return {namespace: self._catalog.good[namespace] for namespace in sorted(self._catalog.heard)}
+
     def observe(self, metrics: _Gauges) -> None:
         """Set the gauge of connected gateways, and forget namespaces that are gone."""
         seen = set()
