@@ -140,6 +140,16 @@ async def test_values_carry_their_age_and_unit():
     assert isinstance(one.completion_tokens, Missing)
 
 
+async def test_demand_is_what_arrives_not_what_ends():
+    signals = await read(
+        ('"q"', UP),
+        ("rate(envoy_tierwise_requests{", [class_row("4", code="200")]),
+        ("rate(envoy_tierwise_arrivals{", [class_row("9")]),
+    )
+    assert signals.classes[CLASS]["compact"].request_rate == Reading(9.0, 3.5)
+    assert signals.tiers[COMPACT].request_rate == Reading(4.0, 3.5), "errors are shares of what ended"
+
+
 async def test_a_value_without_age_is_missing():
     signals = await read(("sum by (namespace, tierwise_tier) (vllm:num_requests_running", [tier_row("17")]))
     assert signals.tiers[COMPACT].running == Missing("running: age unknown")

@@ -21,7 +21,9 @@ def resource(type_url, name, **content):
 
 def served(owner, tiers, used, hosts, generation, bad):
     """A namespace: `tiers` name -> version of its cluster; its routes use `used`; `bad`: a type to refuse."""
-    clusters = {f"{owner}/{t}": resource(CLUSTER, f"{owner}/{t}", v=v, bad=bad == CLUSTER) for t, v in tiers.items()}
+    clusters = {f"{owner}/{t}": resource(CLUSTER, f"{owner}/{t}", v=v) for t, v in tiers.items()}
+    if bad == CLUSTER:  # it has the innocent ones of the same response refused as well
+        clusters[f"{owner}/bad"] = resource(CLUSTER, f"{owner}/bad", v=0, bad=True)
     addresses = {name: resource(ENDPOINTS, name, v=generation) for name in clusters}
     routes = resource(ROUTES, owner, uses=sorted(f"{owner}/{t}" for t in used), v=generation, bad=bad == ROUTES)
     keys = [f"n:{owner}", *(f"h:{h}" for h in hosts)]
@@ -181,16 +183,18 @@ class Delivery(RuleBasedStateMachine):
                 assert name in self.envoy.has[CLUSTER]
 
     def teardown(self):
-        """When all that was refused is replaced, Envoy ends up with exactly what is served, and we know it."""
+        """When what was refused is taken away, Envoy ends up with exactly what is served, and we know it."""
         if self.session is None:
             return
         self.generation += 1
         for owner, each in list(self.served.items()):
             if owner != SHARED:
-                names = [name.split("/")[1] for name in each.of(CLUSTER)]
-                self.served[owner] = served(
-                    owner, dict.fromkeys(names, 9), names, self.hosts[owner], self.generation, None
-                )
+                kept = {
+                    name.split("/")[1]: content["v"]
+                    for name, content in ((r.name, json.loads(r.data)) for r in each.of(CLUSTER).values())
+                    if not content.get("bad")
+                }
+                self.served[owner] = served(owner, kept, list(kept), self.hosts[owner], self.generation, None)
         self.session.touch({"n1", "n2"})
         for _ in range(500):
             self.step()
@@ -208,3 +212,20 @@ TestDelivery = Delivery.TestCase
 TestDelivery.settings = settings(
     max_examples=60, stateful_step_count=20, deadline=None, phases=(Phase.explicit, Phase.generate, Phase.shrink)
 )
+
+
+def test_what_was_refused_beside_something_bad_is_sent_again_with_a_good_bundle():
+    """A fresh gateway gets the newest bundle first; refused, it gets the last good one, whose clusters are the same."""
+    run = Delivery()
+    run.begin()
+    run.served["n1"] = served("n1", {"a": 0, "b": 0}, ["a"], set(), 1, CLUSTER)
+    run.session.touch({"n1"})
+    for _ in range(30):
+        run.step()
+    assert not run.session.acknowledged(run.served["n1"])
+    run.served["n1"] = served("n1", {"a": 0, "b": 0}, ["a"], set(), 2, None)
+    run.session.touch({"n1"})
+    for _ in range(30):
+        run.step()
+    assert run.session.acknowledged(run.served["n1"])
+    assert set(run.envoy.has[ROUTES]) == {DEFAULT_ROUTES, "n1"}

@@ -49,6 +49,8 @@ async def test_tokens_are_counted_exactly_by_tier_policy_namespace_and_class(lab
     await lab.ask()
     await lab.ask("legal/unknown")
     expected = {
+        series("arrivals", "compact"): 13,
+        series("arrivals", "large", kind="b"): 3,
         series("requests", "compact", code="200"): 12,
         series("requests", "compact", code="400"): 1,
         series("requests", "large", kind="b", code="200"): 3,
@@ -71,6 +73,49 @@ async def test_tokens_are_counted_exactly_by_tier_policy_namespace_and_class(lab
         await lab.eventually(as_expected, seconds=3)
     except AssertionError:
         assert await counters() == expected
+
+
+async def test_arrivals_are_counted_once_and_before_the_answer_ends(lab, upstream):
+    a = await upstream("a", chunk_gap=0.5, chunks=6)
+    b = await upstream("b")
+    tiers = [{"name": "compact", "weight": 100}, {"name": "large", "weight": 0}]
+    fallback = {"when": ["ConnectFailure", "ServerError"], "attempts": 2}
+    rule = policy("arriving", models=["arriving"], classes=[{"name": "c", "tiers": tiers, "fallback": fallback}])
+
+    async def arrivals():
+        found = await lab.metrics()
+        return sum(v for k, v in found.items() if k.startswith("envoy_tierwise_arrivals{") and '"arriving"' in k)
+
+    async def settle(compact, large):
+        ports = {"legal/compact": compact, "legal/large": large}
+        await lab.settle(world([in_cluster(), in_cluster("large")], [rule], ports))
+
+    async def counted(expected):
+        async def as_expected():
+            return await arrivals() == expected
+
+        await lab.eventually(as_expected, seconds=3)
+        await asyncio.sleep(0.3)
+        assert await arrivals() == expected
+
+    await settle([a.port], [b.port])
+    asking = asyncio.create_task(lab.ask("legal/arriving", stream=True))
+    await counted(1)
+    assert not asking.done(), "counted while the answer is under way"
+    await asking
+    await counted(1)
+    a.fault = "500"
+    assert (await lab.ask("legal/arriving")).headers["x-tierwise-tier"] == "large"
+    await counted(2)
+    await settle([1], [b.port])  # nobody listens there
+    assert (await lab.ask("legal/arriving")).headers["x-tierwise-tier"] == "large"
+    await counted(3)
+    await settle([], [b.port])
+    assert (await lab.ask("legal/arriving")).status == 200
+    await counted(4)
+    await settle([], [])
+    assert (await lab.ask("legal/arriving")).status == 503
+    await counted(5)
 
 
 async def test_the_usage_event_reaches_only_clients_that_asked_for_it(lab, upstream):

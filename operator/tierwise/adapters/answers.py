@@ -88,6 +88,7 @@ class _Gateway:
         elif health.get("lost", 0.0) > 0:
             self.blind = f"{health['lost']:.0f} gateway(s) stopped answering scrapes within the window"
         self.by_code = _index(answers["requests"], *_CLASS_LABELS, "code")
+        self.arrivals = _index(answers["arrivals"], *_CLASS_LABELS)
         self.rates = {
             name: _index(answers[name], *_CLASS_LABELS)
             for name in ("usage_requests", "prompt_tokens", "completion_tokens")
@@ -109,6 +110,9 @@ class _Gateway:
                 self.tier_failures[namespace, tier] = self.tier_failures.get((namespace, tier), 0.0) + value
             if code.startswith("2"):
                 self.tier_answers[namespace, tier] = self.tier_answers.get((namespace, tier), 0.0) + value
+
+        # Demand is what arrives; what ends lags by an answer's length, and stands in where nothing else was counted.
+        self.class_arrivals = self.class_requests | {k: v for k, v in self.arrivals.items() if v is not None}
 
     def rate(self, rates: Mapping[Any, float], key: tuple[str, ...]) -> Signal:
         """Requests/s; a measured zero when every gateway was scraped and none has the series."""
@@ -134,7 +138,7 @@ class _Gateway:
     def class_signals(self, key: tuple[str, ...]) -> ClassSignals:
         """One class on one tier."""
         return ClassSignals(
-            request_rate=self.rate(self.class_requests, key),
+            request_rate=self.rate(self.class_arrivals, key),
             prompt_tokens=self.mean("prompt_tokens", key),
             completion_tokens=self.mean("completion_tokens", key),
             ttfb_p95_seconds=self.milliseconds(self.ttfb, key, "time to first byte"),

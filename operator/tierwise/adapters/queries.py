@@ -135,6 +135,7 @@ def gateway_queries(selector: str, window_seconds: int) -> dict[str, str]:
         return f"histogram_quantile(0.95, {rate(f'{metric}_bucket', f'{by}, le')})"
 
     return {
+        "arrivals": rate("arrivals", _BY_CLASS),
         "requests": rate("requests", f"{_BY_CLASS}, code"),
         "usage_requests": rate("usage_requests", _BY_CLASS),
         "prompt_tokens": rate("prompt_tokens", _BY_CLASS),

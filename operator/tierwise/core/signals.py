@@ -39,7 +39,7 @@ class TierSignals:
     """One tier's measurements: the engine's own metrics for in-cluster tiers, Envoy's for external ones.
 
     Attributes:
-        request_rate: requests/s that reached the tier (Envoy's counters).
+        request_rate: requests/s that ended at the tier (Envoy's counters).
         error_rate: share of requests that ended in 5xx, reset or 429, 0 to 1.
         running, waiting: requests in the engine, summed over replicas.
         kv_cache_usage: share of the KV cache in use, mean over replicas, 0 to 1.
@@ -68,7 +68,7 @@ class ClassSignals:
     """One class of one policy on one tier (`tier` name), from Envoy's access-log statistics.
 
     Attributes:
-        request_rate: requests/s.
+        request_rate: requests/s that arrive, each counted at its first attempt.
         prompt_tokens, completion_tokens: mean tokens per request that reported usage.
         ttfb_p95_seconds: time to first body byte, 95th percentile.
         latency_p95_seconds: whole request, 95th percentile.

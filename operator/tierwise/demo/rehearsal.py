@@ -35,7 +35,7 @@ class PlannerController:
         interval_seconds: between two readings of signals.
         window_seconds: range of rates and means.
         scrape_seconds: age of the newest sample.
-        lag_seconds: how far a class's signals lie back: the gateway counts a request when it ends, not when it comes.
+        lag_seconds: how far a class's signals lie back: the gateway counts a request when it goes to a tier.
     """
 
     namespace: str
@@ -44,7 +44,7 @@ class PlannerController:
     interval_seconds: float = 2.0
     window_seconds: float = 8.0
     scrape_seconds: float = 1.0
-    lag_seconds: float = 8.0
+    lag_seconds: float = 1.0
     moves: list[tuple[float, str]] = field(default_factory=list)
     _bodies: dict[Key, dict[str, Any]] = field(default_factory=dict)
     _memory: LoopMemory = field(default_factory=LoopMemory)

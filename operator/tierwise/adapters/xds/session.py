@@ -101,7 +101,8 @@ class _Type:
     Attributes:
         started: the gateway has asked for it. wildcard: for all of it. names: for these.
         known: name -> version that it has or is on its way to it. acked: that it has for sure.
-        rejected: name -> version that it refused, not to be sent again.
+        rejected: name -> version that it refused and the bundle with which it did, not to be sent again: one bad
+            resource has the whole response refused, and the others may be fine in another bundle.
         answered: a response was sent.
     """
 
@@ -110,16 +111,20 @@ class _Type:
     names: set[str] = field(default_factory=set)
     known: dict[str, str] = field(default_factory=dict)
     acked: dict[str, str] = field(default_factory=dict)
-    rejected: dict[str, str] = field(default_factory=dict)
+    rejected: dict[str, tuple[str, str]] = field(default_factory=dict)
     answered: bool = False
 
     def wants(self, name: str) -> bool:
         return self.wildcard or name in self.names
 
-    def lacks(self, resource: Encoded) -> bool:
-        """It shall be sent."""
+    def lacks(self, resource: Encoded, of: str) -> bool:
+        """It shall be sent, with the bundle of this hash."""
         known = self.known.get(resource.name) == resource.version
-        return self.wants(resource.name) and not known and self.rejected.get(resource.name) != resource.version
+        return self.wants(resource.name) and not known and not self.refused(resource, of)
+
+    def refused(self, resource: Encoded, of: str) -> bool:
+        """It was refused, in this version and with this bundle."""
+        return self.rejected.get(resource.name) == (resource.version, of)
 
     def has(self, resource: Encoded) -> bool:
         """It has acknowledged this version."""
@@ -200,8 +205,8 @@ class Session:
             state.known.setdefault(name, _UNKNOWN)
         if len(response.owners) > 1:
             return Heard()  # each owner's will be sent by itself, and show whose it was
-        for resource in response.resources:
-            state.rejected[resource.name] = resource.version
+        for of in response.owners.values():
+            state.rejected.update({resource.name: (resource.version, of) for resource in response.resources})
         refused = tuple(Refused(owner, of, request.type_url, request.error) for owner, of in response.owners.items())
         return Heard(frozenset(response.owners), refused)
 
@@ -242,7 +247,7 @@ class Session:
         state = self._types[type_url]
         if served is None or not state.started:
             return []
-        lacking = tuple(resource for resource in served.of(type_url).values() if state.lacks(resource))
+        lacking = tuple(resource for resource in served.of(type_url).values() if state.lacks(resource, served.hash))
         if not lacking:
             return []
         if type_url == CLUSTER:
@@ -269,9 +274,9 @@ class Session:
     def _decided(self, served: Served) -> bool:
         """Nothing that the routes of an owner use is still on its way."""
         return self._usable(served) or any(
-            self._types[type_url].rejected.get(name) == resource.version
+            self._types[type_url].refused(resource, served.hash)
             for type_url in (CLUSTER, ENDPOINTS, SECRET)
-            for name, resource in served.of(type_url).items()
+            for resource in served.of(type_url).values()
         )
 
     def _scopes(self, dirty: list[str], served: Mapping[str, Served]) -> list[Response]:
@@ -293,7 +298,8 @@ class Session:
                 # A hostname may have moved to another namespace: its scope is replaced there, not removed here.
                 left -= {name for other in served.values() for name in other.of(SCOPE)}
             usable = each is not None and self._usable(each)
-            lacking = tuple(resource for resource in wanted.values() if state.lacks(resource)) if usable else ()
+            of = each.hash if each is not None else ""
+            lacking = tuple(resource for resource in wanted.values() if state.lacks(resource, of)) if usable else ()
             if owner in self._scopes_of:
                 self._scopes_of[owner] -= left
             if lacking or left:

@@ -5,6 +5,10 @@ Counters and histograms appear in Prometheus as `envoy_tierwise_*`; their labels
 
 Not counted: tokens of streams that the client left before their last event, and tokens of attempts that were thrown
 away. `usage_requests` beside `requests` says how many requests the token counts stand for.
+
+A request is counted twice: in `arrivals` when its first attempt goes to a tier (or, where none of that tier's endpoints
+takes it, when it ends), in `requests` when it ends. An answer takes ten seconds and more; a loop that saw demand only
+when it is over would be that late at every rise.
 """
 
 from typing import Any
@@ -65,6 +69,11 @@ def statistics() -> list[dict[str, Any]]:
             "typed_config": _stats(counters=[_one("requests", _tags(code="%RESPONSE_CODE%"))]),
         },
         {
+            "name": "unsent",
+            "filter": {"and_filter": {"filters": [_when(_ROUTED), {"response_flag_filter": {"flags": ["UH"]}}]}},
+            "typed_config": _stats(counters=[_one("arrivals", _tags())]),
+        },
+        {
             "name": "latency",
             "filter": _when(_ANSWERED),
             "typed_config": _stats(
@@ -86,6 +95,24 @@ def statistics() -> list[dict[str, Any]]:
             "filter": _reported("cached"),
             "typed_config": _stats(counters=[_tokens("cached_prompt_tokens", "cached")]),
         },
+    ]
+
+
+def arrivals() -> list[dict[str, Any]]:
+    """The router's own loggers: count when a request's first attempt goes to a tier, or ends without a connection."""
+    first = _when(f"{_ROUTED} && request.headers['x-envoy-attempt-count'] == '1'")
+    begins = [{"log_type_filter": {"types": ["UpstreamPoolReady"]}}]
+    fails = [
+        {"log_type_filter": {"types": ["UpstreamEnd"]}},
+        {"response_flag_filter": {"flags": ["UF", "UO"]}},
+    ]
+    return [
+        {
+            "name": name,
+            "filter": {"and_filter": {"filters": [*condition, first]}},
+            "typed_config": _stats(counters=[_one("arrivals", _tags())]),
+        }
+        for name, condition in (("arrivals", begins), ("unconnected", fails))
     ]
 
 

@@ -8,7 +8,7 @@ drain its connections.
 
 from typing import Any
 
-from tierwise.render.envoy import lua
+from tierwise.render.envoy import accesslog, lua
 from tierwise.render.envoy.fields import (
     BAD_BODY,
     BYTES_HEADER,
@@ -194,7 +194,12 @@ def usage_of_body() -> dict[str, Any]:
 
 def router() -> dict[str, Any]:
     """Sends the request on."""
-    return extension("envoy.filters.http.router", f"{_HTTP}.router.v3.Router")
+    return extension(
+        "envoy.filters.http.router",
+        f"{_HTTP}.router.v3.Router",
+        upstream_log=accesslog.arrivals(),
+        upstream_log_options={"flush_upstream_log_on_upstream_stream": True},
+    )
 
 
 def chain() -> list[dict[str, Any]]:

@@ -78,6 +78,7 @@ def configuration(
             {
                 "name": namespace,
                 "domains": ["*"],
+                "include_request_attempt_count": True,  # `accesslog.arrivals` counts first attempts
                 "matcher": {
                     "matcher_tree": {
                         "input": extension(

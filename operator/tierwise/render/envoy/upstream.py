@@ -28,7 +28,6 @@ PRIVATE_HEADERS = (
     SCOPE_HEADER,
     BYTES_HEADER,
     SENSITIVITY_HEADER,
-    "x-envoy-attempt-count",
     "x-envoy-expected-rq-timeout-ms",
     "x-envoy-original-host",
     "x-envoy-original-path",
@@ -41,7 +40,10 @@ PRIVATE_HEADERS = (
     # A compressed answer could not be read for its token counts.
     "accept-encoding",
 )
-"""Headers that say something about the gateway or the client that a tier has no business to know."""
+"""Headers that say something about the gateway or the client that a tier has no business to know.
+
+Not among them: `x-envoy-attempt-count`. The log that counts arrivals reads it, at times after these filters have run.
+"""
 
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
