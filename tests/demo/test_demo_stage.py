@@ -1,6 +1,8 @@
 """What a run is made of: objects, load, and the rehearsal with the operator's own planner."""
 
+import subprocess
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -8,6 +10,7 @@ from tierwise.api.model_tier import ModelTier
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.demo import load, machine, objects, simulate, stage
 from tierwise.demo.errors import DemoError
+from tierwise.devcluster.cluster import KubernetesCluster
 from tierwise.engine import options as engine_options
 from tierwise.sim import traces
 from tierwise.sim.traces import TraceRequest
@@ -54,6 +57,17 @@ def test_the_provider_expects_the_key_that_the_examples_hold() -> None:
         "namespace": "provider",
         "labels": {"tierwise.dev/demo": "provider"},
     }
+
+
+@pytest.mark.parametrize("taken", ["demo", "provider", "tierwise-system"])
+def test_a_cluster_that_has_what_the_demo_would_delete_is_left_alone(taken: str) -> None:
+    class Somebodys:
+        def kubectl(self, *arguments: str, **_: object) -> subprocess.CompletedProcess[str]:
+            assert arguments[0] == "get", "it only looks"
+            return subprocess.CompletedProcess(arguments, 0, f"default kube-system {taken}", "")
+
+    with pytest.raises(DemoError, match=rf"{taken}.*another\s+cluster"):
+        stage.must_be_free(cast("KubernetesCluster", Somebodys()))
 
 
 def test_examples_without_a_policy_are_refused() -> None:

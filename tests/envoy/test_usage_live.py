@@ -118,6 +118,15 @@ async def test_arrivals_are_counted_once_and_before_the_answer_ends(lab, upstrea
     await counted(5)
 
 
+async def test_a_query_string_reaches_no_tier(lab, upstream):
+    """It may hold a key: some clients put theirs there."""
+    a = await upstream("a")
+    classes = [{"name": "all", "tiers": [{"name": "compact"}]}]
+    await lab.settle(world([in_cluster()], [policy(classes=classes)], {"legal/compact": [a.port]}))
+    assert (await lab.ask(path="/v1/chat/completions?api_key=sk-client")).status == 200
+    assert [seen.path for seen in a.seen] == ["/v1/chat/completions"]
+
+
 async def test_the_usage_event_reaches_only_clients_that_asked_for_it(lab, upstream):
     a = await upstream("a")
     classes = [{"name": "all", "tiers": [{"name": "compact"}]}]

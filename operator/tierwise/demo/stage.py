@@ -11,6 +11,7 @@ import yaml
 from rich.console import Console
 
 from tierwise.demo import objects
+from tierwise.demo.errors import DemoError
 from tierwise.demo.terms import Terms
 from tierwise.devcluster import cluster as clusters
 from tierwise.devcluster import install
@@ -75,6 +76,8 @@ def prepare(cluster: KubernetesCluster, *, owned: bool, control: float | None, s
         control: target of the control arm's autoscaler; None: make no control arm.
         say: progress.
     """
+    if isinstance(cluster, ExistingCluster):
+        must_be_free(cluster)
     examples = documents()
     terms = objects.terms_of(examples)
     stage = Stage(cluster, owned, terms)
@@ -107,6 +110,27 @@ def prepare(cluster: KubernetesCluster, *, owned: bool, control: float | None, s
     return stage
 
 
+def must_be_free(cluster: KubernetesCluster) -> None:
+    """The run installs its own values and deletes its namespaces in the end: nothing of that may be somebody's.
+
+    Raises:
+        DemoError: what is there, and what to do.
+    """
+    wanted = {
+        objects.AUTO_NAMESPACE,
+        objects.ALL_LARGE_NAMESPACE,
+        objects.PROVIDER_NAMESPACE,
+        install.NAMESPACE,
+    }
+    listed = cluster.kubectl("get", "namespaces", "-o", "jsonpath={.items[*].metadata.name}").stdout.split()
+    taken = sorted(wanted & {*listed})
+    if taken:
+        raise DemoError(
+            f"this cluster has namespaces that the demo makes, fills and deletes: {', '.join(taken)}. Run it on another"
+            " cluster (without --kubeconfig it makes one), or delete them first if they are left from a demo"
+        )
+
+
 def wait_ready(cluster: KubernetesCluster, namespace: str) -> None:
     """What the documentation tells users to run."""
     cluster.kubectl(
@@ -122,11 +146,15 @@ def wait_ready(cluster: KubernetesCluster, namespace: str) -> None:
 
 
 def clear(stage: Stage) -> None:
-    """End the cluster if it is ours; else delete the namespaces that the run made (the chart stays)."""
+    """End the cluster if it is ours; else delete what the run made (the definitions of the kinds stay)."""
     if isinstance(stage.cluster, Cluster) and stage.owned:
         stage.cluster.down()
         return
     names = [*stage.namespaces, objects.AUTO_NAMESPACE]
     stage.cluster.kubectl("delete", "namespace", *names, "--ignore-not-found", "--timeout=60s", check=False)
     if isinstance(stage.cluster, ExistingCluster):
+        stage.cluster.helm("uninstall", install.RELEASE, "--namespace", install.NAMESPACE, "--wait")
+        stage.cluster.kubectl(
+            "delete", "namespace", install.NAMESPACE, "--ignore-not-found", "--timeout=60s", check=False
+        )
         stage.cluster.close()

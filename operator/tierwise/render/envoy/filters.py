@@ -133,7 +133,7 @@ def choose_route_again() -> dict[str, Any]:
     path = {
         "object_key": PATH_STATE,
         "factory_key": "envoy.string",
-        "format_string": {"text_format_source": {"inline_string": "%REQ(:PATH)%"}},
+        "format_string": {"text_format_source": {"inline_string": "%PATH(NQ)%"}},
     }
     return extension(
         "tierwise.route",
