@@ -57,7 +57,7 @@ async def test_each_tier_sees_its_own_model_path_host_and_no_secret_of_the_clien
     await lab.ask(headers=CLIENT)
     near, far = a.seen[0], x.seen[0]
     assert (near.path, near.host, near.json["model"]) == (
-        "/v1/chat/completions?trace=1",
+        "/v1/chat/completions",
         "compact.legal.svc",
         "qwen3-8b",
     )

@@ -243,6 +243,16 @@ def test_envoys_words_reach_the_condition(settled):
     assert "bad regex at column 7" in found["message"]
 
 
+def test_what_was_held_back_as_unsafe_is_not_said_to_be_envoys_refusal(settled):
+    made = copy.deepcopy(settled)
+    words = "routes legal: unsafe configuration: requests of model m that are Restricted could reach tier b"
+    made.gateways = {NAMESPACE: GatewayReport("", "h1", 2, 2, 2, words)}
+    made.apply(planner.plan(made.world()))
+    found = condition(made.policies["assistant"])
+    assert found["reason"] == "UnsafeConfiguration"
+    assert "could reach tier b" in found["message"]
+
+
 def test_without_a_gateway_a_policy_is_not_ready(settled):
     made = copy.deepcopy(settled)
     made.gateways = {}

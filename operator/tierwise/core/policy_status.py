@@ -35,7 +35,15 @@ _BINDINGS = {
     "Objective": Binding.OBJECTIVE,
     "WeightBounds": Binding.LIMITS,
 }
-_STALLED = {"InvalidSpec", "ModelNameTaken", "HostnameTaken", "TierNotFound", "NoClearedTier", "EnvoyRefused"}
+_STALLED = {
+    "InvalidSpec",
+    "ModelNameTaken",
+    "HostnameTaken",
+    "TierNotFound",
+    "NoClearedTier",
+    "EnvoyRefused",
+    "UnsafeConfiguration",
+}
 """Reasons of not being ready that only a person can remove."""
 
 WANTED_MOVE_PERCENT = 5
@@ -168,6 +176,9 @@ def _takes_requests(situation: Situation, name: str) -> bool:
 
 def _gateways(world: World, policy: RoutingPolicy, *, grace_over: bool) -> Finding:
     entries = gateways(world, policy)
+    unsafe = next((entry.message for entry in entries if entry.message and sensitivity.UNSAFE in entry.message), None)
+    if unsafe is not None:
+        return conditions.not_ready("UnsafeConfiguration", f"not published, to be reported as a defect: {unsafe}")
     refused = [entry for entry in entries if entry.refused]
     if refused:
         return conditions.not_ready(

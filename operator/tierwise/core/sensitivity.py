@@ -5,6 +5,9 @@ from tierwise.api.routing_class import RoutingClass
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.api.scalars import Sensitivity
 
+UNSAFE = "unsafe configuration: "
+"""Begins what is said of a gateway configuration that would send a request where it must not go."""
+
 _BY_NAME = {level.value.lower(): level for level in Sensitivity}
 
 

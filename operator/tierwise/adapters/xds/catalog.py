@@ -6,7 +6,7 @@ No I/O: `server` calls it, and tests hold it against a model of Envoy.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from tierwise.render.envoy import endpoints, limits
+from tierwise.render.envoy import audit, endpoints, limits
 from tierwise.render.envoy.bundle import NO_LIMITS, GatewayConfig, Limits, NamespaceBundle, Resource
 from tierwise.render.envoy.protos import CLUSTER, ENDPOINTS, ROUTES, SCOPE, SECRET, Encoded, encode
 
@@ -58,6 +58,7 @@ class Catalog:
         refused: namespace -> the refusal of its newest bundle.
         invalid: namespace -> why its newest render is no configuration at all.
         limits: namespace -> which tiers may see what now; the last good configuration keeps to it too.
+        unsafe: namespace -> why not even its last good configuration can be served.
         served: owner -> what gateways shall have.
         encoded: namespace -> the newest bundle and what it encodes to.
     """
@@ -68,6 +69,7 @@ class Catalog:
     refused: dict[str, Refusal] = field(default_factory=dict)
     invalid: dict[str, str] = field(default_factory=dict)
     limits: dict[str, Limits] = field(default_factory=dict)
+    unsafe: dict[str, str] = field(default_factory=dict)
     served: dict[str, Served] = field(default_factory=dict)
     encoded: dict[str, tuple[NamespaceBundle, Served]] = field(default_factory=dict)
 
@@ -116,7 +118,9 @@ class Catalog:
     def message(self, namespace: str) -> str:
         """Why the newest configuration is not served; empty when it is."""
         refusal = self.refused.get(namespace)
-        return refusal.message if refusal is not None else self.invalid.get(namespace, "")
+        return self.unsafe.get(namespace) or (
+            refusal.message if refusal is not None else self.invalid.get(namespace, "")
+        )
 
     def _settle(self, namespace: str) -> set[str]:
         bundle = self._choose(namespace)
@@ -133,13 +137,24 @@ class Catalog:
         return {served.owner}
 
     def _choose(self, namespace: str) -> NamespaceBundle | None:
+        self.unsafe.pop(namespace, None)
         newest, good = self.wanted.get(namespace), self.good.get(namespace)
         doubtful = namespace in self.refused or namespace in self.invalid
         if not doubtful or good is None:
             # Without anything better: gateways that took the newest keep it, the others keep what they had.
             return newest
         taken = {name for other, bundle in self.wanted.items() if other != namespace for name in bundle.scopes}
-        return brought_up_to_date(good, newest, taken, self.limits.get(namespace, NO_LIMITS))
+        now = self.limits.get(namespace, NO_LIMITS)
+        try:
+            chosen = brought_up_to_date(good, newest, taken, now)
+        except audit.UncheckableError as error:
+            wrong: tuple[str, ...] = (f"{audit.PREFIX}{error}",)
+        else:
+            wrong = audit.audit(chosen, now)
+            if not wrong:
+                return chosen
+        self.unsafe[namespace] = wrong[0]
+        return None  # rather no answer than one from a tier that may not see the request
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from tierwise.api.routing_class import ClassMatch
 from tierwise.api.scalars import Sensitivity
 
 Resource: TypeAlias = dict[str, Any]  # protobuf JSON of one Envoy resource, with "@type"
@@ -31,16 +32,35 @@ class NamespaceBundle:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassLimit:
+    """A class of a policy, as far as it tells whose requests are whose.
+
+    Attributes:
+        name: of the class. sensitivity: least of its requests. match: as the user states it.
+    """
+
+    name: str
+    sensitivity: Sensitivity
+    match: ClassMatch | None
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """Which tiers may see what, as the objects say now; it holds for older configurations too.
 
     Attributes:
         clearances: by tier name. A tier that is not here is cleared for nothing.
         required: (policy, class) -> least sensitivity of its requests; class "": of the whole policy.
+        owners: model -> name of the policy that it belongs to.
+        hosts: external tier -> host of its URL.
+        classes: policy -> its classes in order.
     """
 
     clearances: Mapping[str, Sensitivity]
     required: Mapping[tuple[str, str], Sensitivity]
+    owners: Mapping[str, str] = field(default_factory=dict)
+    hosts: Mapping[str, str] = field(default_factory=dict)
+    classes: Mapping[str, tuple[ClassLimit, ...]] = field(default_factory=dict)
 
     def cleared(self, cluster: str, sensitivity: Sensitivity) -> bool:
         """Whether the tier of this cluster (`namespace/tier`) may see requests of this sensitivity."""

@@ -7,18 +7,21 @@ from tierwise.api.model_tier import ModelTier
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.core import claims
 from tierwise.core.world import Endpoint, Key, World
-from tierwise.render.envoy import clusters, endpoints, errors, limits, listener, models, routes, scopes, secrets
+from tierwise.render.envoy import audit, clusters, endpoints, errors, limits, listener, models, routes, scopes, secrets
 from tierwise.render.envoy.bundle import GatewayConfig, NamespaceBundle, Resource
 from tierwise.render.envoy.fields import BAD_BODY, DEFAULT_ROUTES, LISTENER_NAME, NO_MODEL, REQUESTED_HEADER
 from tierwise.render.envoy.options import DEFAULTS, GatewayOptions
 from tierwise.render.envoy.protos import LISTENER, ROUTES, SCOPE, InvalidResource, content_hash, encode
 
+MAX_VIOLATIONS = 5
+"""As many are told: one is enough to publish nothing."""
+
 
 def render(world: World, options: GatewayOptions = DEFAULTS) -> GatewayConfig:
     """Render and check everything. Equal worlds give equal bytes.
 
-    A namespace whose resources do not pass the check is left out and named in `GatewayConfig.invalid`; the others are
-    not harmed by it.
+    A namespace whose resources do not pass the checks, `audit` last, is left out and named in `GatewayConfig.invalid`;
+    the others are not harmed by it.
 
     Raises:
         InvalidResource: of the shared resources; a defect of Tierwise, no user's doing.
@@ -88,7 +91,7 @@ class Renderer:
             shared=shared,
             namespaces=bundles,
             invalid=invalid,
-            limits={name: limits.of_namespace(each.tiers, each.policies) for name, each in inputs.items()},
+            limits={name: limits.of_namespace(each.tiers, each.policies, each.owners) for name, each in inputs.items()},
         )
 
     def _make(self, inputs: _Inputs) -> tuple[_Inputs, NamespaceBundle | InvalidResource]:
@@ -100,6 +103,9 @@ class Renderer:
             check(bundle)
         except InvalidResource as error:
             return inputs, error
+        wrong = audit.audit(bundle, limits.of_namespace(inputs.tiers, inputs.policies, inputs.owners))
+        if wrong:
+            return inputs, InvalidResource("routes", inputs.namespace, "; ".join(wrong[:MAX_VIOLATIONS]))
         return inputs, bundle
 
 

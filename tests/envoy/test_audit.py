@@ -1,0 +1,385 @@
+"""The checker of sensitivity, against requests that are routed one by one through the finished resources.
+
+`TIERWISE_AUDIT_POLICIES` and `TIERWISE_AUDIT_VIOLATIONS` set how many are generated (`make audit-sensitivity`: 100,000
+policies, 1,000 violations).
+"""
+
+import copy
+import dataclasses
+import os
+import random
+import re
+
+import pytest
+from envoy_lab import external, in_cluster, policy, world
+
+from tierwise.adapters.xds.catalog import Catalog, prepare
+from tierwise.api.scalars import Sensitivity
+from tierwise.render.envoy import audit, gateway
+from tierwise.render.envoy.fields import BYTES_HEADER, SENSITIVITY_HEADER
+
+POLICIES = int(os.environ.get("TIERWISE_AUDIT_POLICIES", "300"))
+VIOLATIONS = int(os.environ.get("TIERWISE_AUDIT_VIOLATIONS", "60"))
+LEVELS = list(Sensitivity)
+HEADERS = [None, "", "nonsense", "Public,Restricted", "confidential", "RESTRICTED", *(level.value for level in LEVELS)]
+LEGAL = "legal"
+
+
+# Objects --------------------------------------------------------------------------------------------------------------
+
+
+def some_world(dice):
+    """Tiers of any clearance, and one or two policies whose classes match by header, size and model."""
+    names = ["a", "b", "c", "d"][: dice.randint(1, 4)]
+    tiers = []
+    for name in names:
+        clearance = dice.choice(LEVELS).value
+        if dice.random() < 0.3:
+            tiers.append(external(f"https://{name}.example/v1", name=name, clearance=clearance))
+        else:
+            tiers.append(in_cluster(name=name, clearance=clearance))
+    policies = [some_policy(dice, f"p{number}", names) for number in range(dice.randint(1, 2))]
+    return world(tiers, policies)
+
+
+def some_policy(dice, name, tiers):
+    models = [f"{name}-m{number}" for number in range(dice.randint(1, 2))]
+    least = dice.choice(LEVELS)
+    classes = []
+    count = dice.randint(1, 4)
+    for number in range(count):
+        chosen = dice.sample([*tiers, "gone"], dice.randint(1, len(tiers)))
+        one = {"name": f"c{number}", "tiers": [{"name": tier} for tier in chosen]}
+        if dice.random() < 0.4:
+            one["sensitivity"] = dice.choice([level for level in LEVELS if level >= least]).value
+        if dice.random() < 0.6:
+            one["fallback"] = {"attempts": dice.randint(1, 4), "when": ["ServerError"]}
+        match = {}
+        if dice.random() < 0.5:
+            match["headers"] = [{"name": "x-kind", dice.choice(["value", "prefix"]): dice.choice(["red", "r", "blue"])}]
+        if dice.random() < 0.3:
+            match["promptTokens"] = {"min": dice.choice([1, 100, 1000])}
+        if dice.random() < 0.2:
+            match["models"] = [dice.choice(models)]
+        if not match and number < count - 1:  # it would hide the classes after it
+            match["headers"] = [{"name": "x-kind", "value": "red"}]
+        if match:
+            one["match"] = match
+        classes.append(one)
+    return policy(name, models=models, sensitivity=least.value, classes=classes)
+
+
+# One request ----------------------------------------------------------------------------------------------------------
+
+
+def requests_of(found):
+    """Model, other headers and size: what tells classes apart."""
+    for one in found.policies.values():
+        for model in one.spec.models:
+            for kind in (None, "red", "r2", "blue"):
+                for size in (4, 4 * 500, 4 * 5000):
+                    yield one, model, kind, size
+
+
+def class_of(one, model, kind, size):
+    """By the policy's spec."""
+    for each in one.spec.classes:
+        match = each.match
+        if match is None:
+            return each
+        if match.models is not None and model not in match.models:
+            continue
+        if match.prompt_tokens is not None and size < 4 * (match.prompt_tokens.min or 0):
+            continue
+        wanted = match.headers or ()
+        if all(kind is not None and (kind == h.value if h.value else kind.startswith(h.prefix)) for h in wanted):
+            return each
+    return None
+
+
+def may_see(found, one, each, header):
+    """Tiers that are cleared, by the words of the design."""
+    asked = {level.value.lower(): level for level in LEVELS}
+    levels = [one.spec.sensitivity]
+    if each is not None and each.sensitivity is not None:
+        levels.append(each.sensitivity)
+    if header is not None:
+        levels.append(asked.get(header.lower(), Sensitivity.RESTRICTED))
+    return {key.name for key, tier in found.tiers.items() if tier.spec.effective_clearance >= max(levels)}
+
+
+def reached(bundle, model, kind, size, header):
+    """Tiers that the request can get to: the first route that matches, all its groups, and mirrors."""
+    host = bundle.routes["virtual_hosts"][0]
+    given = {SENSITIVITY_HEADER: header, "x-kind": kind, BYTES_HEADER: str(size), ":method": "POST"}
+    leaf = host["matcher"]["matcher_tree"]["exact_match_map"]["map"][model]
+    for route in leaf["action"]["typed_config"]["routes"]:
+        match = route["match"]
+        path = "path" not in match or match["path"] == "/v1/chat/completions"
+        if path and all(holds(one, given.get(one["name"])) for one in match.get("headers", ())):
+            break
+    else:
+        return set()
+    if "route" not in route:
+        return set()
+    action = route["route"]
+    groups = action["inline_cluster_specifier_plugin"]["extension"]["typed_config"]["priority_groups"]
+    clusters = [one["cluster_name"] for group in groups for one in group["clusters"]]
+    clusters += [one["cluster"] for one in action.get("request_mirror_policies", ())]
+    return {cluster.split("/")[1] for cluster in clusters}
+
+
+def holds(condition, value):
+    if value is None:
+        return False
+    if "present_match" in condition:
+        return True
+    if "range_match" in condition:
+        return condition["range_match"]["start"] <= int(value) < condition["range_match"]["end"]
+    compared = condition["string_match"]
+    same = (
+        value == compared["exact"]
+        if "exact" in compared
+        else value.startswith(compared["prefix"])
+        if "prefix" in compared
+        else re.fullmatch(compared["safe_regex"]["regex"], value) is not None
+    )
+    return same != condition.get("invert_match", False)
+
+
+def leaks(found, bundle):
+    """Whether some request reaches a tier that may not see it."""
+    for one, model, kind, size in requests_of(found):
+        each = class_of(one, model, kind, size)
+        for header in HEADERS:
+            if reached(bundle, model, kind, size, header) - may_see(found, one, each, header):
+                return True
+    return False
+
+
+# What can go wrong ----------------------------------------------------------------------------------------------------
+
+
+def leaves(bundle):
+    return list(bundle.routes["virtual_hosts"][0]["matcher"]["matcher_tree"]["exact_match_map"]["map"].values())
+
+
+def routed(bundle):
+    lists = [leaf["action"]["typed_config"]["routes"] for leaf in leaves(bundle)]
+    return [(routes, route) for routes in lists for route in routes if "route" in route]
+
+
+def groups_of(route):
+    return route["route"]["inline_cluster_specifier_plugin"]["extension"]["typed_config"]["priority_groups"]
+
+
+def another_tier(dice, bundle):
+    _, route = dice.choice(routed(bundle))
+    dice.choice(dice.choice(groups_of(route))["clusters"])["cluster_name"] = dice.choice(sorted(bundle.clusters))
+
+
+def one_more_attempt(dice, bundle):
+    _, route = dice.choice(routed(bundle))
+    cluster = {"cluster_name": dice.choice(sorted(bundle.clusters)), "weight": 100}
+    groups_of(route).append({"name": "more", "clusters": [cluster]})
+
+
+def a_level_forgotten(dice, bundle):
+    routes, route = dice.choice(routed(bundle))
+    routes.remove(route)
+
+
+def another_order(dice, bundle):
+    routes, _ = dice.choice(routed(bundle))
+    dice.shuffle(routes)
+
+
+def conditions_of_the_level(bundle):
+    return [
+        (route, one)
+        for _, route in routed(bundle)
+        for one in route["match"].get("headers", ())
+        if one["name"] == SENSITIVITY_HEADER
+    ]
+
+
+def letters_that_count(dice, bundle):
+    found = [one for _, one in conditions_of_the_level(bundle) if "string_match" in one]
+    if found:
+        regex = dice.choice(found)["string_match"]["safe_regex"]
+        regex["regex"] = regex["regex"].removeprefix("(?i)")
+
+
+def a_condition_forgotten(dice, bundle):
+    found = [(r, one) for _, r in routed(bundle) for one in r["match"].get("headers", ())]
+    found = [(route, one) for route, one in found if one["name"] != SENSITIVITY_HEADER]
+    if found:
+        route, one = dice.choice(found)
+        route["match"]["headers"].remove(one)
+
+
+def a_level_mistaken(dice, bundle):
+    found = [one for _, one in conditions_of_the_level(bundle) if "string_match" in one]
+    if found:
+        dice.choice(found)["string_match"]["safe_regex"]["regex"] = f"(?i){dice.choice(LEVELS).value}"
+
+
+def a_mirror(dice, bundle):
+    _, route = dice.choice(routed(bundle))
+    route["route"]["request_mirror_policies"] = [{"cluster": dice.choice(sorted(bundle.clusters))}]
+
+
+def routes_of_another_class(dice, bundle):
+    _, one = dice.choice(routed(bundle))
+    _, other = dice.choice(routed(bundle))
+    one["route"] = copy.deepcopy(other["route"])
+
+
+MISTAKES = [
+    another_tier,
+    one_more_attempt,
+    a_level_forgotten,
+    another_order,
+    letters_that_count,
+    a_condition_forgotten,
+    a_level_mistaken,
+    a_mirror,
+    routes_of_another_class,
+]
+
+
+# Tests ----------------------------------------------------------------------------------------------------------------
+
+
+def test_no_generated_policy_is_published_that_leaks_and_none_is_held_back():
+    dice = random.Random(7)
+    for _ in range(POLICIES):
+        found = some_world(dice)
+        config = gateway.render(found)
+        assert config.invalid == {}
+        assert audit.audit(config.namespaces[LEGAL], config.limits[LEGAL]) == ()
+        assert not leaks(found, config.namespaces[LEGAL])
+
+
+def test_every_seeded_violation_is_caught():
+    dice = random.Random(11)
+    caught = dict.fromkeys((mistake.__name__ for mistake in MISTAKES), 0)
+    total = 0
+    while total < VIOLATIONS:
+        found = some_world(dice)
+        config = gateway.render(found)
+        bundle = copy.deepcopy(config.namespaces[LEGAL])
+        if not routed(bundle):
+            continue
+        mistake = dice.choice(MISTAKES)
+        mistake(dice, bundle)
+        if not leaks(found, bundle):
+            continue  # it did no harm
+        total += 1
+        assert audit.audit(bundle, config.limits[LEGAL]), mistake.__name__
+        caught[mistake.__name__] += 1
+    print(caught)
+    assert sum(count > 0 for count in caught.values()) >= len(MISTAKES) - 2, "all kinds of mistakes were made"
+
+
+def small():
+    found = world(
+        [in_cluster(name="a", clearance="Restricted"), external("https://b.example/v1", name="b", clearance="Public")],
+        [policy(models=["m"], sensitivity="Confidential", classes=[{"name": "c", "tiers": [{"name": "a"}]}])],
+    )
+    config = gateway.render(found)
+    return config, copy.deepcopy(config.namespaces[LEGAL])
+
+
+def rename_endpoints(bundle):
+    bundle.clusters["legal/a"]["eds_cluster_config"]["service_name"] = "legal/b"
+
+
+def point_elsewhere(bundle):
+    lb = bundle.clusters["legal/b"]["load_assignment"]["endpoints"][0]["lb_endpoints"][0]
+    lb["endpoint"]["address"]["socket_address"]["address"] = "elsewhere.example"
+
+
+def aggregate(bundle):
+    bundle.clusters["legal/b"]["cluster_type"]["typed_config"]["@type"] = (
+        "type.googleapis.com/envoy.extensions.clusters.aggregate.v3.ClusterConfig"
+    )
+
+
+def mirror_all(bundle):
+    bundle.routes["request_mirror_policies"] = [{"cluster": "legal/b"}]
+
+
+def mirror_host(bundle):
+    bundle.routes["virtual_hosts"][0]["request_mirror_policies"] = [{"cluster": "legal/b"}]
+
+
+def by_header(bundle):
+    _, route = routed(bundle)[0]
+    route["route"] = {"cluster_header": "x-tier"}
+
+
+def redirect(bundle):
+    leaves(bundle)[0]["action"]["typed_config"]["routes"][0] = {"match": {"prefix": "/"}, "redirect": {}}
+
+
+def others_too(bundle):
+    _, route = routed(bundle)[0]
+    matcher = bundle.routes["virtual_hosts"][0]["matcher"]
+    config = matcher["on_no_match"]["action"]["typed_config"]
+    config.pop("direct_response")
+    config["route"] = copy.deepcopy(route["route"])
+    groups_of(config)[0]["clusters"][0]["cluster_name"] = "legal/b"
+
+
+def another_namespace(bundle):
+    _, route = routed(bundle)[0]
+    groups_of(route)[0]["clusters"][0]["cluster_name"] = "sales/a"
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        rename_endpoints,
+        point_elsewhere,
+        aggregate,
+        mirror_all,
+        mirror_host,
+        by_header,
+        redirect,
+        others_too,
+        another_namespace,
+    ],
+)
+def test_ways_out_that_no_renderer_of_ours_takes_are_seen(mistake):
+    config, bundle = small()
+    assert audit.audit(bundle, config.limits[LEGAL]) == ()
+    mistake(bundle)
+    (first, *_) = audit.audit(bundle, config.limits[LEGAL])
+    assert first.startswith(audit.PREFIX)
+
+
+def test_what_is_unsafe_is_not_published_and_says_why(monkeypatch):
+    monkeypatch.setattr("tierwise.core.routing.cleared", lambda _tier, _level: True)  # a defect of the renderer
+    found = world(
+        [external("https://b.example/v1", name="b", clearance="Public")],
+        [policy(models=["m"], sensitivity="Confidential", classes=[{"name": "c", "tiers": [{"name": "b"}]}])],
+    )
+    config = gateway.render(found)
+    assert LEGAL not in config.namespaces
+    text = config.invalid[LEGAL]
+    assert "requests of model m that are Restricted could reach tier b (cleared for Public)" in text
+
+
+def test_not_even_a_last_good_is_served_when_it_is_unsafe(monkeypatch):
+    """What holds an older configuration to the limits of now has a defect: nothing is served, and why is told."""
+    config, _ = small()
+    catalog = Catalog()
+    catalog.publish(prepare(config, {}))
+    catalog.acknowledge(LEGAL)
+    monkeypatch.setattr("tierwise.render.envoy.limits.hold", lambda routes, _limits: routes)
+    limits = dataclasses.replace(config.limits[LEGAL], clearances={"a": Sensitivity.INTERNAL})
+    later = dataclasses.replace(config, namespaces={}, invalid={LEGAL: "broken"}, limits={LEGAL: limits})
+    assert LEGAL in catalog.publish(prepare(later, {}))
+    assert LEGAL not in catalog.served
+    assert "could reach tier a" in catalog.message(LEGAL)
