@@ -91,3 +91,29 @@ def test_inter_token_time_follows_from_littles_law_when_no_histogram_tells():
     found = capacity.observe(signals, 2, max_age_seconds=60)
     assert found.inter_token_seconds == pytest.approx(0.02)
     assert found.work_rate == pytest.approx((300 + 0.3 * 100) / 2)
+
+
+def test_long_single_gaps_are_no_slow_requests():
+    """What an engine with prefills between its tokens shows: 5% of gaps are long, the mean of a request is not."""
+    signals = TierSignals(
+        running=Reading(20.0, 1.0),
+        prompt_token_rate=Reading(1000.0, 1.0),
+        generation_token_rate=Reading(500.0, 1.0),
+        inter_token_p95_seconds=Reading(0.15, 1.0),
+        inter_token_mean_seconds=Reading(0.04, 1.0),
+    )
+    seen = capacity.observe(signals, 1, max_age_seconds=60)
+    assert seen is not None
+    assert seen.inter_token_p95_seconds == pytest.approx(0.046)
+    known = capacity.learn(Capacity(SATURATION, idle_inter_token_seconds=0.03), seen, [Objective(2.0, 0.1)])
+    assert known.margin == 1.0
+
+
+def test_windows_that_overlap_count_once_together():
+    slow = Observation(1000.0, 0.02, 0.12, 0.3, 0.0, 20.0)
+    known = Capacity(SATURATION, idle_inter_token_seconds=IDLE)
+    at_once = capacity.learn(known, slow, [Objective(2.0, 0.1)])
+    for _ in range(4):
+        known = capacity.learn(known, slow, [Objective(2.0, 0.1)], news=0.25)
+    assert at_once.margin == pytest.approx(0.95)
+    assert known.margin == pytest.approx(at_once.margin)

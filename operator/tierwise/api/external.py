@@ -63,7 +63,7 @@ class DeclaredLatency(ApiModel):
     ttft_p95: Duration | None = None
     """95th percentile of the time to first token, such as "900ms"."""
     inter_token_p95: Duration | None = None
-    """95th percentile of the time between tokens, such as "40ms"."""
+    """95th percentile over requests of the mean time between a request's tokens, such as "40ms"."""
 
 
 class ExternalHeader(ApiModel):

@@ -43,7 +43,7 @@ class TierLatency(StatusModel):
     ttft_p95: Duration | None = None
     """95th percentile of the time to first token."""
     inter_token_p95: Duration | None = None
-    """95th percentile of the time between tokens."""
+    """95th percentile over requests of the mean time between a request's tokens."""
     provenance: Provenance
     """Measured, Estimated or Declared."""
 

@@ -125,7 +125,7 @@ class Objective(ApiModel):
     ttft_p95: Duration | None = None
     """95th percentile of the time to first token, such as "800ms"."""
     inter_token_p95: Duration | None = None
-    """95th percentile of the time between tokens, such as "60ms"."""
+    """95th percentile over requests of the mean time between a request's tokens, such as "60ms"."""
     latency_p95: Duration | None = None
     """95th percentile of the whole request's time, such as "30s"."""
 

@@ -36,7 +36,7 @@ MIN_UTILISATION = 0.05
 """A tier that meets an objective only below this utilisation is one that can not meet it."""
 
 TAIL_FACTOR = 1.15
-"""95th percentile of the inter-token time over its mean, where only the mean is fitted (batches are homogeneous)."""
+"""95th percentile over requests of their mean inter-token time, over the mean of all (batches are homogeneous)."""
 
 _FORGET = 0.93
 _ANCHOR_WEIGHT = 1.0
@@ -51,7 +51,8 @@ class Observation:
     Attributes:
         work_rate: work units/s per ready replica.
         inter_token_seconds: mean inter-token time; None when nothing was generated.
-        inter_token_p95_seconds, ttft_p95_seconds: 95th percentiles, None when unknown.
+        inter_token_p95_seconds: 95th percentile over requests of a request's mean inter-token time, None when unknown.
+        ttft_p95_seconds: 95th percentile, None when unknown.
         waiting: requests queued per ready replica. running: requests decoded per ready replica.
     """
 
@@ -134,11 +135,23 @@ def observe(signals: TierSignals, ready: int, *, max_age_seconds: float) -> Obse
     return Observation(
         work_rate=(generated + PROMPT_WEIGHT * prompts) / count,
         inter_token_seconds=mean,
-        inter_token_p95_seconds=get("inter_token_p95_seconds"),
+        inter_token_p95_seconds=inter_token_of_requests(signals, max_age_seconds=max_age_seconds),
         ttft_p95_seconds=get("ttft_p95_seconds"),
         waiting=(get("waiting") or 0.0) / count,
         running=running / count,
     )
+
+
+def inter_token_of_requests(signals: TierSignals, *, max_age_seconds: float) -> float | None:
+    """95th percentile over requests of a request's mean inter-token time, seconds; None when unknown.
+
+    Engines have a histogram of single gaps. Each prefill of another request delays one gap of every running one, so
+    that 5% of gaps are long at a load at which no request is slow: their percentile says nothing of requests.
+    """
+    mean = value_of(signals.inter_token_mean_seconds, max_age_seconds=max_age_seconds)
+    if mean is not None:
+        return TAIL_FACTOR * mean
+    return value_of(signals.inter_token_p95_seconds, max_age_seconds=max_age_seconds)
 
 
 def utilisation_limit(capacity: Capacity, objective: Objective, *, idle_latency_seconds: float | None = None) -> float:
@@ -168,13 +181,14 @@ def utilisation_limit(capacity: Capacity, objective: Objective, *, idle_latency_
     return max(limit, MIN_UTILISATION)
 
 
-def learn(capacity: Capacity, seen: Observation, objectives: Iterable[Objective]) -> Capacity:
+def learn(capacity: Capacity, seen: Observation, objectives: Iterable[Objective], *, news: float = 1.0) -> Capacity:
     """The estimate after one more observation. An idle replica teaches nothing: what was declared is not measured yet.
 
     Args:
         capacity: the estimate so far.
         seen: one observation of a new window (feeding one window twice would count its noise twice).
         objectives: of the classes that the tier serves now, for the feedback.
+        news: share of the observation's window that no earlier one has covered, 0 to 1.
     """
     if seen.work_rate <= 0:
         return replace(_learn_queue(capacity, seen), queued=0)
@@ -182,7 +196,7 @@ def learn(capacity: Capacity, seen: Observation, objectives: Iterable[Objective]
     rho = min(seen.work_rate / updated.saturation, 0.95)
     updated = _learn_ttft(updated, seen, rho)
     updated = _learn_queue(updated, seen)
-    updated = _learn_margin(updated, seen, rho, tuple(objectives))
+    updated = _learn_margin(updated, seen, rho, tuple(objectives), news)
     return replace(updated, observations=min(capacity.observations + 1, 1_000_000))
 
 
@@ -290,7 +304,9 @@ def _learn_queue(capacity: Capacity, seen: Observation) -> Capacity:
     return replace(capacity, queued=0, queue_limit=limit)
 
 
-def _learn_margin(capacity: Capacity, seen: Observation, rho: float, objectives: tuple[Objective, ...]) -> Capacity:
+def _learn_margin(
+    capacity: Capacity, seen: Observation, rho: float, objectives: tuple[Objective, ...], news: float
+) -> Capacity:
     breached = False
     safe = False
     for objective in objectives:
@@ -305,7 +321,7 @@ def _learn_margin(capacity: Capacity, seen: Observation, rho: float, objectives:
             else:
                 safe = True
     if breached:
-        return replace(capacity, margin=max(_MIN_MARGIN, capacity.margin * 0.95))
+        return replace(capacity, margin=max(_MIN_MARGIN, capacity.margin * 0.95**news))
     if safe and capacity.margin < 1:
-        return replace(capacity, margin=min(1.0, capacity.margin * 1.01))
+        return replace(capacity, margin=min(1.0, capacity.margin * 1.01**news))
     return capacity

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from tierwise.api.routing_policy import RebalanceMode
-from tierwise.core import damping, problem
+from tierwise.core import capacity, damping, problem
 from tierwise.core.damping import Mix
 from tierwise.core.decision import ClassOutcome
 from tierwise.core.problem import ClassLoad, Problem, Solution
@@ -186,11 +186,12 @@ def _breach(tier: TierView, view: ClassView, max_age_seconds: float) -> str:
     seen = tier.signals
     if seen is None:
         return ""
-    for what, signal, bound in (
-        ("time to first token", seen.ttft_p95_seconds, view.objective.ttft_seconds),
-        ("inter-token time", seen.inter_token_p95_seconds, view.objective.inter_token_seconds),
+    ttft = value_of(seen.ttft_p95_seconds, max_age_seconds=max_age_seconds)
+    between = capacity.inter_token_of_requests(seen, max_age_seconds=max_age_seconds)
+    for what, value, bound in (
+        ("time to first token", ttft, view.objective.ttft_seconds),
+        ("inter-token time", between, view.objective.inter_token_seconds),
     ):
-        value = value_of(signal, max_age_seconds=max_age_seconds)
         if value is not None and bound is not None and value > bound:
             return f"p95 {what} on {tier.name} is {1000 * value:.0f} ms of {1000 * bound:.0f} ms (measured)"
     waiting = value_of(seen.waiting, max_age_seconds=max_age_seconds)

@@ -275,7 +275,7 @@ def learn(world: World, settings: Settings) -> LoopMemory:
             classes[class_key] = replace(entry, history=history)
     for key, tier in sorted(world.tiers.items()):
         if tier.spec.in_cluster is not None:
-            _learn_tier(world, key, tier, signals, tiers, classes, settings)
+            _learn_tier(world, key, tier, signals, tiers, classes, settings, _news(memory, signals))
     for class_key in sorted(classes):
         classes[class_key] = _learn_latency(world, class_key, classes[class_key], signals, tiers, settings)
     return replace(memory, signals_time=signals.time, classes=classes, tiers=tiers)
@@ -319,6 +319,7 @@ def _learn_tier(
     tiers: dict[tuple[str, str], TierMemory],
     classes: Mapping[ClassKey, ClassMemory],
     settings: Settings,
+    news: float,
 ) -> None:
     name = (key.namespace, key.name)
     entry = tiers.get(name, TierMemory())
@@ -338,7 +339,14 @@ def _learn_tier(
         if spec.tier(key.name) is not None and _weight(policy, spec, key.name, world) > 0
     ]
     known = entry.capacity or prior(tier, _units(world, key, classes))
-    tiers[name] = replace(entry, capacity=capacity.learn(known, seen, objectives))
+    tiers[name] = replace(entry, capacity=capacity.learn(known, seen, objectives, news=news))
+
+
+def _news(memory: LoopMemory, signals: Signals) -> float:
+    """Share of the signals' window that has passed since the last ones."""
+    if memory.signals_time is None or signals.window_seconds <= 0:
+        return 1.0
+    return min(1.0, (signals.time - memory.signals_time).total_seconds() / signals.window_seconds)
 
 
 def _weight(policy: RoutingPolicy, spec: RoutingClass, tier: str, world: World) -> int:

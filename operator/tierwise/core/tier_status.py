@@ -181,7 +181,8 @@ def _capacity(situation: Situation, view: TierView) -> TierCapacity | None:
 def _latency(situation: Situation, view: TierView) -> TierLatency | None:
     seen = view.signals
     ttft = fresh(seen.ttft_p95_seconds, situation.settings) if seen is not None else None
-    between = fresh(seen.inter_token_p95_seconds, situation.settings) if seen is not None else None
+    oldest = situation.settings.max_age_seconds
+    between = capacity.inter_token_of_requests(seen, max_age_seconds=oldest) if seen is not None else None
     if ttft is not None or between is not None:
         return TierLatency(ttft_p95=_duration(ttft), inter_token_p95=_duration(between), provenance=Provenance.MEASURED)
     outside = view.tier.spec.external
