@@ -17,7 +17,7 @@ from tierwise.api.meta import API_VERSION, Condition
 from tierwise.api.model_tier import ModelTier
 from tierwise.api.namespace_budget import NamespaceBudget
 from tierwise.api.routing_policy import RebalanceMode, RoutingPolicy
-from tierwise.core import budget_status, claims, conditions, decide, policy_status, situation, tier_status
+from tierwise.core import budget_status, claims, conditions, decide, learning, policy_status, situation, tier_status
 from tierwise.core.decision import Decision
 from tierwise.core.ledger import Account, Ledger
 from tierwise.core.memory import LoopMemory
@@ -50,7 +50,7 @@ def plan(world: World, settings: Settings = SETTINGS) -> Plan:
     """What the leader does now. Equal worlds give equal plans; a world that needs nothing gives an empty one."""
     draft = _Draft()
     settled = claims.settle(world.policies)
-    memory = _pending(world, situation.learn(world, settings))  # 1
+    memory = _pending(world, learning.learn(world, settings.max_age_seconds))  # 1
     for namespace in namespaces(world):
         seen = situation.view(world, memory, namespace, settings)  # 2
         decision = decide.decide(seen)  # 3

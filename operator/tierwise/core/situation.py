@@ -1,33 +1,23 @@
 """What one namespace looks like to the loop: its tiers and classes with demand, capacity, prices and what may be moved.
 
-Steps 1 and 2 of a planning round: learn from the newest signals, then state the problem. Nothing here decides.
+Step 2 of a planning round. Nothing here decides.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import datetime
 from decimal import Decimal
 
 from tierwise.api.in_cluster import AutoscalingProvider
-from tierwise.api.meta import Provenance
 from tierwise.api.model_tier import ModelTier
 from tierwise.api.routing_class import RoutingClass
 from tierwise.api.routing_policy import RebalanceMode, RoutingPolicy
-from tierwise.core import capacity, demand, quality, routing, sensitivity
+from tierwise.core import demand, learning, quality, routing, sensitivity
 from tierwise.core.capacity import Capacity, Objective
 from tierwise.core.damping import Rules
-from tierwise.core.memory import ClassMemory, IdleLatency, LoopMemory, TierMemory
-from tierwise.core.signals import ClassKey, Missing, Reading, Signals, TierSignals, value_of
+from tierwise.core.memory import ClassMemory, LoopMemory, TierMemory
+from tierwise.core.signals import ClassKey, Missing, Reading, TierSignals, value_of
 from tierwise.core.world import Key, World
-
-ASSUMED_SATURATION = 1500.0
-"""Work units/s per replica where neither the spec nor a measurement says any: a mid-sized model on one accelerator."""
-
-FORGET_LATENCY = timedelta(minutes=10)
-"""A latency that was measured longer ago keeps no tier out of a class: it is tried again."""
-
-_LATENCY_GAIN = 0.3
-_KEEP_SECONDS = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,18 +154,6 @@ class Situation:
         return tuple(view for view in self.classes if tier in view.allowed)
 
 
-def objective_of(spec: RoutingClass) -> Objective:
-    """A class's objective in seconds."""
-    wanted = spec.objective
-    if wanted is None:
-        return Objective()
-    return Objective(
-        ttft_seconds=wanted.ttft_p95.seconds if wanted.ttft_p95 is not None else None,
-        inter_token_seconds=wanted.inter_token_p95.seconds if wanted.inter_token_p95 is not None else None,
-        latency_seconds=wanted.latency_p95.seconds if wanted.latency_p95 is not None else None,
-    )
-
-
 def rules_of(policy: RoutingPolicy) -> Rules:
     """A policy's limits on change."""
     rebalance = policy.spec.rebalance
@@ -235,172 +213,6 @@ def credential_found(world: World, key: Key) -> bool:
     return secret is not None and bool(secret.data.get(outside.credentials_ref.key))
 
 
-def prior(tier: ModelTier, units_per_request: float) -> Capacity:
-    """Where learning starts: what the status kept, else what the spec declares, else an assumption."""
-    kept = tier.status.capacity
-    inside = tier.spec.in_cluster
-    declared = inside.capacity if inside is not None else None
-    if kept is not None and kept.saturation_requests_per_second and kept.provenance is not Provenance.DECLARED:
-        saturation = float(kept.saturation_requests_per_second) * units_per_request
-        return Capacity(saturation=saturation, observations=1)
-    if kept is not None and kept.requests_per_second is not None and kept.provenance is not Provenance.DECLARED:
-        return replace(capacity.declared(float(kept.requests_per_second), units_per_request), observations=1)
-    if declared is not None and declared.requests_per_second is not None:
-        return capacity.declared(float(declared.requests_per_second), units_per_request)
-    if declared is not None and declared.tokens_per_second is not None:
-        # Prompt and generated tokens together: the request's mix tells how many work units that is.
-        tokens = demand.DEFAULT_PROMPT_TOKENS + demand.DEFAULT_COMPLETION_TOKENS
-        units = capacity.work_units(demand.DEFAULT_PROMPT_TOKENS, demand.DEFAULT_COMPLETION_TOKENS)
-        return Capacity(saturation=float(declared.tokens_per_second) * units / tokens / capacity.DEFAULT_UTILISATION)
-    return Capacity(saturation=ASSUMED_SATURATION)
-
-
-def learn(world: World, settings: Settings) -> LoopMemory:
-    """Step 1: the memory after the newest signals. Each answer of Prometheus is learnt from once."""
-    memory = world.memory if world.memory.started is not None else replace(world.memory, started=world.now)
-    classes = {key: entry for key, entry in memory.classes.items() if _class_exists(world, key)}
-    tiers = {key: entry for key, entry in memory.tiers.items() if Key(*key) in world.tiers}
-    memory = replace(memory, classes=classes, tiers=tiers)
-    signals = world.signals
-    if signals is None or signals.error or (memory.signals_time is not None and memory.signals_time >= signals.time):
-        return memory
-    for key, policy in sorted(world.policies.items()):
-        for spec in policy.spec.classes:
-            class_key = (key.namespace, key.name, spec.name)
-            seen = demand.measure(class_key, signals, max_age_seconds=settings.max_age_seconds)
-            if isinstance(seen, Missing):
-                continue
-            entry = classes.get(class_key, ClassMemory())
-            history = demand.remember(entry.history, seen, keep_seconds=_KEEP_SECONDS)
-            classes[class_key] = replace(entry, history=history)
-    for key, tier in sorted(world.tiers.items()):
-        if tier.spec.in_cluster is not None:
-            _learn_tier(world, key, tier, signals, tiers, classes, settings, _news(memory, signals))
-    for class_key in sorted(classes):
-        classes[class_key] = _learn_latency(world, class_key, classes[class_key], signals, tiers, settings)
-    return replace(memory, signals_time=signals.time, classes=classes, tiers=tiers)
-
-
-def _class_exists(world: World, key: ClassKey) -> bool:
-    policy = world.policies.get(Key(key[0], key[1]))
-    return policy is not None and any(spec.name == key[2] for spec in policy.spec.classes)
-
-
-def _units(world: World, key: Key, classes: Mapping[ClassKey, ClassMemory]) -> float:
-    """Mean work units per request over the classes that may use the tier, weighted by their rates."""
-    total, weight = 0.0, 0.0
-    for class_key, entry in sorted(classes.items()):
-        if class_key[0] != key.namespace:
-            continue
-        spec = _spec(world, class_key)
-        if spec is None or spec.tier(key.name) is None:
-            continue
-        tokens = entry.history.tokens.get(key.name) or entry.history.tokens.get("")
-        if tokens is None:
-            continue
-        rate = max(entry.history.samples[-1][1] if entry.history.samples else 0.0, 1e-6)
-        total += rate * capacity.work_units(*tokens)
-        weight += rate
-    if weight > 0:
-        return total / weight
-    return capacity.work_units(demand.DEFAULT_PROMPT_TOKENS, demand.DEFAULT_COMPLETION_TOKENS)
-
-
-def _spec(world: World, key: ClassKey) -> RoutingClass | None:
-    policy = world.policies.get(Key(key[0], key[1]))
-    return policy.spec.routing_class(key[2]) if policy is not None else None
-
-
-def _learn_tier(
-    world: World,
-    key: Key,
-    tier: ModelTier,
-    signals: Signals,
-    tiers: dict[tuple[str, str], TierMemory],
-    classes: Mapping[ClassKey, ClassMemory],
-    settings: Settings,
-    news: float,
-) -> None:
-    name = (key.namespace, key.name)
-    entry = tiers.get(name, TierMemory())
-    seen_tier = signals.tiers.get(name)
-    workload = world.workloads.get(key)
-    ready = workload.ready_replicas if workload is not None else 0
-    if seen_tier is None or not ready:
-        return
-    seen = capacity.observe(seen_tier, ready, max_age_seconds=settings.max_age_seconds)
-    if seen is None:
-        return
-    objectives = [
-        objective_of(spec)
-        for policy_key, policy in sorted(world.policies.items())
-        if policy_key.namespace == key.namespace
-        for spec in policy.spec.classes
-        if spec.tier(key.name) is not None and _weight(policy, spec, key.name, world) > 0
-    ]
-    known = entry.capacity or prior(tier, _units(world, key, classes))
-    tiers[name] = replace(entry, capacity=capacity.learn(known, seen, objectives, news=news))
-
-
-def _news(memory: LoopMemory, signals: Signals) -> float:
-    """Share of the signals' window that has passed since the last ones."""
-    if memory.signals_time is None or signals.window_seconds <= 0:
-        return 1.0
-    return min(1.0, (signals.time - memory.signals_time).total_seconds() / signals.window_seconds)
-
-
-def _weight(policy: RoutingPolicy, spec: RoutingClass, tier: str, world: World) -> int:
-    needed = sensitivity.effective(policy, spec)
-    allowed = routing.cleared_tiers(spec, world.tiers_in(policy.metadata.namespace), needed)
-    return routing.weights_in_force(policy, spec, allowed).get(tier, 0)
-
-
-def _learn_latency(
-    world: World,
-    key: ClassKey,
-    entry: ClassMemory,
-    signals: Signals,
-    tiers: Mapping[tuple[str, str], TierMemory],
-    settings: Settings,
-) -> ClassMemory:
-    latency = {tier: seen for tier, seen in entry.latency.items() if signals.time - seen.time < FORGET_LATENCY}
-    for tier, seen in sorted(signals.classes.get(key, {}).items()):
-        if not value_of(seen.request_rate, max_age_seconds=settings.max_age_seconds):
-            continue
-        spec = world.tiers.get(Key(key[0], tier))
-        if spec is None:
-            continue
-        left = 1.0
-        if spec.spec.in_cluster is not None:
-            load = _utilisation(tiers.get((key[0], tier)), signals.tiers.get((key[0], tier)), world, Key(key[0], tier))
-            if load is None:
-                continue
-            left = 1 - min(load, 0.9)
-        ttfb = value_of(seen.ttfb_p95_seconds, max_age_seconds=settings.max_age_seconds)
-        whole = value_of(seen.latency_p95_seconds, max_age_seconds=settings.max_age_seconds)
-        before = latency.get(tier)
-        latency[tier] = IdleLatency(
-            time=signals.time,
-            ttfb_seconds=_smooth(before.ttfb_seconds if before else None, ttfb, left),
-            latency_seconds=_smooth(before.latency_seconds if before else None, whole, left),
-        )
-    return replace(entry, latency=dict(sorted(latency.items())))
-
-
-def _smooth(before: float | None, new: float | None, factor: float) -> float | None:
-    if new is None:
-        return before
-    return new * factor if before is None else before + _LATENCY_GAIN * (new * factor - before)
-
-
-def _utilisation(entry: TierMemory | None, signals: TierSignals | None, world: World, key: Key) -> float | None:
-    workload = world.workloads.get(key)
-    if entry is None or entry.capacity is None or signals is None or workload is None or not workload.ready_replicas:
-        return None
-    seen = capacity.observe(signals, workload.ready_replicas, max_age_seconds=3600.0)
-    return seen.work_rate / entry.capacity.saturation if seen is not None else None
-
-
 def view(world: World, memory: LoopMemory, namespace: str, settings: Settings) -> Situation:
     """Step 2: the namespace as it stands."""
     tiers = {name: _tier_view(world, memory, Key(namespace, name)) for name in world.tiers_in(namespace)}
@@ -417,7 +229,7 @@ def _tier_view(world: World, memory: LoopMemory, key: Key) -> TierView:
     entry = memory.tiers.get((key.namespace, key.name), TierMemory())
     workload = world.workloads.get(key)
     inside = tier.spec.in_cluster is not None
-    known = entry.capacity or prior(tier, _units(world, key, memory.classes)) if inside else None
+    known = entry.capacity or learning.prior(tier, learning.units(world, key, memory.classes)) if inside else None
     return TierView(
         name=key.name,
         tier=tier,
@@ -477,7 +289,7 @@ def _class_view(
             reference=policy.spec.reference_tier,
             scores=scores,
         ),
-        objective=objective_of(spec),
+        objective=learning.objective_of(spec),
         memory=entry,
     )
 
