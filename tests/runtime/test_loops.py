@@ -10,6 +10,7 @@ from tierwise.core.ledger import Account, Ledger
 from tierwise.core.memory import LoopMemory
 from tierwise.core.plan import Plan, StatusApply
 from tierwise.core.world import GatewayReport, Key
+from tierwise.render.envoy import gateway
 from tierwise.render.envoy.bundle import GatewayConfig
 from tierwise.runtime import isolation, loops
 from tierwise.runtime.replicas import Replicas
@@ -23,12 +24,16 @@ class Gateways:
     def __init__(self):
         self.published = []
         self.said = {}
+        self.took = {}
 
     async def publish(self, config, world):
         self.published.append((config, world))
 
     def reports(self):
         return self.said
+
+    def good(self):
+        return self.took
 
 
 @pytest.fixture
@@ -183,6 +188,25 @@ async def test_reports_reach_the_store_and_only_own_statuses_are_written(cluster
     await reporter.once()
     assert seen == [gateways.said]
     assert cluster.calls[-1] == ("status", "compact", "tierwise-gateway-op-0")
+
+
+async def test_what_its_gateways_took_is_kept_by_a_replica_that_does_not_decide(
+    cluster, store, metrics, writer, gateways, now
+):
+    store.put_signing_key(b"k" * 32)
+    store.put(kinds.MODEL_TIER, make.tier())
+    spec = {"models": ["m"], "sensitivity": "Internal", "classes": [{"name": "c", "tiers": [{"name": "compact"}]}]}
+    metadata = {"name": "assistant", "namespace": "team-a", "uid": "u", "resourceVersion": "40"}
+    store.put(
+        kinds.ROUTING_POLICY,
+        {"apiVersion": "tierwise.dev/v1alpha1", "kind": "RoutingPolicy", "metadata": metadata, "spec": spec},
+    )
+    gateways.took = gateway.render(store.snapshot(now)).namespaces
+    version = gateways.took["team-a"].hash
+    gateways.said = {"team-a": GatewayReport(version, version, 2, 2, 0, "")}
+    reporter = loops.Reporter(store, gateways, lambda _: (), writer, Trigger(), metrics, Health())
+    await reporter.once()
+    assert [call[:2] for call in cluster.calls if call[0] == "apply"] == [("apply", "tierwise-gateway-last-good")]
 
 
 async def test_live_replicas_are_the_pods_of_our_deployment(cluster, store, now):

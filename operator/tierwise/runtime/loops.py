@@ -119,7 +119,8 @@ class Reporter:
             self.store.put_gateways(self.server.reports())
             world = self.store.snapshot(self.now())
             wanted = tuple(self.statuses(world))
-            kept = await asyncio.to_thread(self._to_keep, world)
+            good = self.server.good()
+            kept = await asyncio.to_thread(self._to_keep, world, good)
         except FAULTS as error:
             self.metrics.errors.labels(where="report", error=type(error).__name__).inc()
             log.exception("what gateways say could not be reported")
@@ -128,11 +129,11 @@ class Reporter:
             if outcome.retry_seconds is not None:
                 self.trigger.poke_later(outcome.retry_seconds)
 
-    def _to_keep(self, world: World) -> tuple[Manifest, ...]:
+    def _to_keep(self, world: World, good: Mapping[str, NamespaceBundle]) -> tuple[Manifest, ...]:
         """ConfigMaps with what this replica's gateways acknowledged."""
         if not self.store.signing_key:
             return ()
-        wanted, too_large = last_good.manifests(world, self.server.good(), self.store.signing_key)
+        wanted, too_large = last_good.manifests(world, good, self.store.signing_key)
         for namespace in too_large:
             self.metrics.errors.labels(where="last-good", error="TooLarge").inc()
             log.warning("the gateway's configuration is too large to be kept", namespace=namespace)
