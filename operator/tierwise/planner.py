@@ -13,11 +13,22 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from tierwise.api.consumer import Consumer
 from tierwise.api.meta import API_VERSION, Condition
 from tierwise.api.model_tier import ModelTier
 from tierwise.api.namespace_budget import NamespaceBudget
 from tierwise.api.routing_policy import RebalanceMode, RoutingPolicy
-from tierwise.core import budget_status, claims, conditions, decide, learning, policy_status, situation, tier_status
+from tierwise.core import (
+    budget_status,
+    claims,
+    conditions,
+    consumers,
+    decide,
+    learning,
+    policy_status,
+    situation,
+    tier_status,
+)
 from tierwise.core.decision import Decision
 from tierwise.core.ledger import Account, Ledger
 from tierwise.core.memory import LoopMemory
@@ -59,6 +70,7 @@ def plan(world: World, settings: Settings = SETTINGS) -> Plan:
         _report(world, seen, decision, settled, memory, draft)  # 6
         memory = decide.remember(memory, namespace, decision, world.now)
         _gauges(seen, decision, draft)
+    _consumers(world, draft)
     _report_invalid(world, draft)
     return Plan(
         apply=tuple(draft.apply),
@@ -94,7 +106,7 @@ def namespaces(world: World) -> list[str]:
     return sorted({key.namespace for key in (*world.tiers, *world.policies, *world.budgets)})
 
 
-def _ref(kind: str, item: ModelTier | RoutingPolicy | NamespaceBudget) -> ObjectRef:
+def _ref(kind: str, item: ModelTier | RoutingPolicy | NamespaceBudget | Consumer) -> ObjectRef:
     metadata = item.metadata
     return ObjectRef(API_VERSION, kind, metadata.namespace, metadata.name, metadata.uid)
 
@@ -199,6 +211,16 @@ def _report(
                 draft.events.append(EventRecord(ref, "Normal", "WeightsMoved", "Rebalance", note))
 
 
+def _consumers(world: World, draft: _Draft) -> None:
+    """Step 6: who may call. Of all namespaces at once: a key belongs to one consumer only."""
+    access = consumers.settle(world)
+    for key, consumer in sorted(world.consumers.items()):
+        ref = _ref("Consumer", consumer)
+        status = consumers.status(world, access, key, consumer)
+        _apply_status(draft, ref, consumer.status.dump(), status.dump())
+        _news(draft, ref, consumer.status.conditions, status.conditions)
+
+
 def _apply_status(draft: _Draft, ref: ObjectRef, before: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     if dict(before) != dict(wanted):
         draft.statuses.append(StatusApply(ref, wanted))
@@ -233,7 +255,12 @@ def _dead(world: World, policy: RoutingPolicy, ref: ObjectRef) -> list[StatusApp
 
 def _report_invalid(world: World, draft: _Draft) -> None:
     """Objects that never had a valid spec: a condition says what to do; nothing of theirs is in effect."""
-    held = {"ModelTier": world.tiers, "RoutingPolicy": world.policies, "NamespaceBudget": world.budgets}
+    held = {
+        "ModelTier": world.tiers,
+        "RoutingPolicy": world.policies,
+        "NamespaceBudget": world.budgets,
+        "Consumer": world.consumers,
+    }
     for (kind, key), why in sorted(world.invalid.items(), key=lambda item: item[0]):
         body = world.invalid_bodies.get((kind, key))
         if key in held.get(kind, {}) or body is None:
@@ -285,6 +312,10 @@ def _next_round(world: World, memory: LoopMemory, settings: Settings) -> float:
         left = settings.grace_seconds - (world.now - since).total_seconds()
         if left > 0:
             soonest = min(soonest, left + 0.1)
+    expiries = (key.expires_at for one in world.consumers.values() for key in one.spec.api_keys or ())
+    for expiry in expiries:
+        if expiry is not None and expiry > world.now:
+            soonest = min(soonest, (expiry - world.now).total_seconds() + 0.1)
     return max(MIN_ROUND_SECONDS, soonest)
 
 

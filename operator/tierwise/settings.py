@@ -34,6 +34,8 @@ class Settings:
         certificates: directory with ca.crt, tls.crt and tls.key of the gateway channel; None: made for this process.
         insecure_xds: no TLS on the gateway channel; for trials on loopback only.
         leader_election: off means: this replica decides without asking; only for a single replica in trials.
+        authentication: callers of the gateway have to prove who they are; off only for trials.
+        jwt_issuers: whose signed tokens they may use, as JSON (`render.envoy.consumers.read_issuers`).
         relist_seconds: how often everything is listed anew, to find what a watch has missed.
         api_timeout_seconds: for each request to the API server.
         lease_name: of the Lease that the deciding replica holds.
@@ -56,6 +58,8 @@ class Settings:
     certificates: Path | None = None
     insecure_xds: bool = False
     leader_election: bool = True
+    authentication: bool = True
+    jwt_issuers: str = "[]"
     relist_seconds: float = 300.0
     api_timeout_seconds: float = 5.0
     lease_name: str = "tierwise-leader"

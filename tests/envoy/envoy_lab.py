@@ -19,6 +19,7 @@ import trustme
 from aiohttp import web
 
 from tierwise.adapters.xds import XdsServer
+from tierwise.api.consumer import Consumer
 from tierwise.api.model_tier import ModelTier
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.core.world import Endpoint, Key, SecretData, World
@@ -83,13 +84,20 @@ def policy(name="assistant", namespace="legal", created=NOW, status=None, **spec
     )
 
 
-def world(tiers=(), policies=(), endpoints=None, secrets=None, **more):
+def consumer(name="app", namespace="legal", created=NOW, **spec):
+    given = spec or {"apiKeys": [{"name": f"{name}-key"}]}
+    metadata = {"name": name, "namespace": namespace, "uid": f"uid-{name}", "creationTimestamp": created.isoformat()}
+    return Consumer.parse({"metadata": metadata, "spec": given})
+
+
+def world(tiers=(), policies=(), endpoints=None, secrets=None, consumers=(), now=NOW, **more):
     return World(
-        now=NOW,
+        now=now,
         replica="operator-0",
         tiers={Key(t.metadata.namespace, t.metadata.name): t for t in tiers},
         policies={Key(p.metadata.namespace, p.metadata.name): p for p in policies},
         budgets={},
+        consumers={Key(c.metadata.namespace, c.metadata.name): c for c in consumers},
         endpoints={
             Key(*key.split("/")): tuple(Endpoint("127.0.0.1", port, True, True, False) for port in ports)
             for key, ports in (endpoints or {}).items()
@@ -196,13 +204,13 @@ class Answer:
 class Lab:
     """One configuration server and one Envoy (more with `another`)."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **options) -> None:
         self.folder = folder
         self.authority = trustme.CA()
         self.server_certificate = self.authority.issue_cert("tierwise-xds.test")
         self.client_certificate = self.authority.issue_cert("tierwise-gateway")
         self.changes = asyncio.Event()
-        self.options = GatewayOptions(port=free_port(), address="127.0.0.1", access_log=True)
+        self.options = GatewayOptions(port=free_port(), address="127.0.0.1", access_log=True, **options)
         self.xds = XdsServer("127.0.0.1", 0, self.material)
         self.envoys: list[asyncio.subprocess.Process] = []
         self.world = world()
@@ -266,6 +274,7 @@ class Lab:
         process = await asyncio.create_subprocess_exec(
             *(shutil.which("envoy") or "envoy", "-c", str(folder / bootstrap.BOOTSTRAP_FILE), "--concurrency", "1"),
             *("--use-dynamic-base-id", "--service-node", name, "--service-cluster", "tierwise", "-l", "warning"),
+            *("--component-log-level", "config:error"),
             stdout=log,
             stderr=log,
         )

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tierwise.adapters.xds.catalog import SHARED, Served
-from tierwise.adapters.xds.session import Request, Session
+from tierwise.adapters.xds.server import told
+from tierwise.adapters.xds.session import Refused, Request, Session
 from tierwise.render.envoy.fields import DEFAULT_ROUTES
-from tierwise.render.envoy.protos import CLUSTER, ENDPOINTS, LISTENER, ROUTES, SCOPE, Encoded
+from tierwise.render.envoy.protos import CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTES, SCOPE, Encoded
 
 
 def resource(type_url, name, **content):
@@ -229,3 +230,12 @@ def test_what_was_refused_beside_something_bad_is_sent_again_with_a_good_bundle(
         run.step()
     assert run.session.acknowledged(run.served["n1"])
     assert set(run.envoy.has[ROUTES]) == {DEFAULT_ROUTES, "n1"}
+
+
+def test_what_is_told_of_a_refusal_holds_no_callers_key():
+    words = (
+        'goo.gle/debugstr\nextension_config {\n  credentials {\n    key: "tw-secret"\n  }\n}\n: field: "engine_type"'
+    )
+    assert told(Refused("", "", EXTENSION, words)) == 'field: "engine_type"'
+    assert "tw-secret" not in told(Refused("", "", EXTENSION, "Duplicate credential key: 'tw-secret'"))
+    assert told(Refused("legal", "", ROUTES, words)) == words

@@ -16,6 +16,8 @@ def series(name, tier, *, kind="all", name_of_policy="assistant", **more):
         "tierwise_policy": name_of_policy,
         "tierwise_class": kind,
         "tierwise_tier": tier,
+        # Nobody is asked who calls.
+        **({"tierwise_consumer": "-"} if "requests" in name or "tokens" in name else {}),
         **more,
     }
     return f"envoy_tierwise_{name}{{" + ",".join(f'{k}="{v}"' for k, v in labels.items()) + "}"

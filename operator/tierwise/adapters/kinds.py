@@ -52,6 +52,7 @@ class Kind:
 MODEL_TIER = Kind(GROUP_VERSION, "ModelTier", "modeltiers", ours=True)
 ROUTING_POLICY = Kind(GROUP_VERSION, "RoutingPolicy", "routingpolicies", ours=True)
 NAMESPACE_BUDGET = Kind(GROUP_VERSION, "NamespaceBudget", "namespacebudgets", ours=True)
+CONSUMER = Kind(GROUP_VERSION, "Consumer", "consumers", ours=True)
 DEPLOYMENT = Kind("apps/v1", "Deployment", "deployments")
 SERVICE = Kind("v1", "Service", "services")
 AUTOSCALER = Kind("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
@@ -68,6 +69,7 @@ WATCHED: tuple[Kind, ...] = (
     MODEL_TIER,
     ROUTING_POLICY,
     NAMESPACE_BUDGET,
+    CONSUMER,
     DEPLOYMENT,
     SERVICE,
     AUTOSCALER,

@@ -5,13 +5,14 @@ from typing import Any
 import yaml
 
 from tierwise.api.base import ApiModel, StatusModel
+from tierwise.api.consumer import Consumer
 from tierwise.api.meta import GROUP, VERSION, ApiObject, PrinterColumn
 from tierwise.api.model_tier import ModelTier
 from tierwise.api.namespace_budget import NamespaceBudget
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.api.schema import structural
 
-KINDS: tuple[type[ApiObject[Any, Any]], ...] = (ModelTier, RoutingPolicy, NamespaceBudget)
+KINDS: tuple[type[ApiObject[Any, Any]], ...] = (ModelTier, RoutingPolicy, NamespaceBudget, Consumer)
 CATEGORY = "inference"
 _HEADER = "# Generated from the models in tierwise.api by `tierwise crds`: change them, not this file.\n"
 

@@ -30,7 +30,10 @@ class ObjectKey:
 
 
 def _read_time(value: object) -> datetime:
-    moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError:
+        moment = None
     if not isinstance(moment, datetime) or moment.tzinfo is None:
         raise ValueError('write a time with its zone, such as "2026-11-25T07:00:00Z"')
     return moment.astimezone(UTC)

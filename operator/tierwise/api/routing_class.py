@@ -102,7 +102,7 @@ class ClassMatch(ApiModel):
         tuple[Label, ...] | None,
         Field(min_length=1, max_length=64, json_schema_extra=SET),
     ] = None
-    """Authenticated consumers, one of which must be the caller. This version authenticates nobody: the class then
+    """Consumers of this namespace, one of which must be the caller. Where gateways ask nobody who calls, the class
     takes no request."""
     models: Annotated[
         tuple[ModelName, ...] | None,

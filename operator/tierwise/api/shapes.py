@@ -115,6 +115,16 @@ _METRIC = text(
     'write the name of a Prometheus metric, such as "vllm:num_requests_running"',
     max_length=128,
 )
+_ISSUER = text(
+    "^[!$-~]+$",
+    "write the issuer exactly as its tokens have it in iss, such as https://login.example",
+    max_length=256,
+)
+_SUBJECT = text(
+    "^[A-Za-z0-9._@:|/-]+$",
+    "write the claim's value: letters, digits and any of . _ @ : | / -, at most 128 characters",
+    max_length=128,
+)
 # One expression and no URL library, so that CEL and Python say the same. No user, query, fragment or percent-encoding.
 _LABELS = "[A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?"
 _PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
@@ -125,6 +135,8 @@ _BASE_URL = text(
 )
 _URL_PATH = text("^/[!-~]*$", 'write an absolute path, such as "/health"', max_length=256)
 
+Issuer = Annotated[str, *_ISSUER]
+Subject = Annotated[str, *_SUBJECT]
 Label = Annotated[str, *_LABEL]
 TierName = Annotated[str, *_TIER_NAME]
 Image = Annotated[str, *_IMAGE]

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from tierwise.api.base import InvalidObject
+from tierwise.api.consumer import Consumer
 from tierwise.api.model_tier import ModelTier
 from tierwise.api.namespace_budget import NamespaceBudget
 from tierwise.api.routing_policy import RoutingPolicy
@@ -85,7 +86,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class SecretData:
-    """A Secret that an external tier refers to. The values never show in a repr."""
+    """A Secret that an external tier or a consumer refers to. The values never show in a repr."""
 
     data: Mapping[str, bytes] = field(repr=False)
     resource_version: str = ""
@@ -119,12 +120,12 @@ class World:
     Attributes:
         now: the moment of the snapshot, aware, UTC. The only clock the pure rooms know.
         replica: name of this operator replica (its entry in `status.gateways[]`).
-        tiers, policies, budgets: the users' objects, parsed and valid, by key.
+        tiers, policies, budgets, consumers: the users' objects, parsed and valid, by key.
         invalid: objects of ours that do not parse (kind, key -> why): reported in their conditions, never dropped
             silently.
         workloads: tier key -> its Deployment. services, autoscalers, disruption_budgets: likewise.
         endpoints: tier key -> its Pods' addresses, sorted. A key that is missing means: no EndpointSlice seen.
-        secrets: Secrets that tiers refer to; a missing key means: not found (or not readable).
+        secrets: Secrets that tiers and consumers refer to; a missing key means: not found (or not readable).
         last_good: namespace -> its last-good ConfigMap.
         signals: what Prometheus said, each value with its age; None before the first answer.
         ledger: what each budget's namespace has spent.
@@ -141,6 +142,7 @@ class World:
     tiers: Mapping[Key, ModelTier]
     policies: Mapping[Key, RoutingPolicy]
     budgets: Mapping[Key, NamespaceBudget]
+    consumers: Mapping[Key, Consumer] = field(default_factory=dict)
     invalid: Mapping[tuple[str, Key], InvalidObject] = field(default_factory=dict)
     workloads: Mapping[Key, Workload] = field(default_factory=dict)
     services: Mapping[Key, Child] = field(default_factory=dict)

@@ -16,7 +16,12 @@ GATEWAY_PORT = 80
 
 # What a development cluster needs to differ in: scrapes every second allow short windows.
 VALUES: dict[str, Any] = {
-    "gateway": {"concurrency": 1, "drainSeconds": 5, "service": {"headless": True}},
+    "gateway": {
+        "authentication": {"mode": "Disabled"},
+        "concurrency": 1,
+        "drainSeconds": 5,
+        "service": {"headless": True},
+    },
     "operator": {"metricsIntervalSeconds": 2, "metricsWindowSeconds": 15},
 }
 

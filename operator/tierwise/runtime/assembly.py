@@ -8,16 +8,32 @@ from tierwise.adapters import cluster
 from tierwise.adapters.certificates import Material
 from tierwise.adapters.xds import XdsServer
 from tierwise.core import situation
+from tierwise.render.envoy import consumers
 from tierwise.render.envoy import gateway as envoy
+from tierwise.render.envoy.options import Authentication, GatewayOptions
 from tierwise.runtime.app import Operator, Rooms
-from tierwise.settings import Settings
+from tierwise.settings import Settings, SettingsError
 
 
 def rooms_for(settings: Settings) -> Rooms:
     """The pure functions, with what of the settings they need."""
     loop = situation.Settings(prometheus_url=settings.prometheus_url)
     plan = functools.partial(planner.plan, settings=loop)
-    return Rooms(plan=plan, statuses=planner.gateway_statuses, render=envoy.Renderer())
+    return Rooms(plan=plan, statuses=planner.gateway_statuses, render=envoy.Renderer(gateway_options(settings)))
+
+
+def gateway_options(settings: Settings) -> GatewayOptions:
+    """What of the settings concerns every gateway.
+
+    Raises:
+        SettingsError: the issuers of tokens are not what they should be.
+    """
+    if not settings.authentication:
+        return GatewayOptions()
+    try:
+        return GatewayOptions(authentication=Authentication(consumers.read_issuers(settings.jwt_issuers)))
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
 
 
 async def operator(settings: Settings, rooms: Rooms | None = None) -> Operator:

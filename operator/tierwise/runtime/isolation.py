@@ -14,7 +14,14 @@ ValueT = TypeVar("ValueT")
 
 def namespaces(world: World) -> list[str]:
     """All namespaces that have anything of ours, sorted."""
-    keys = (*world.tiers, *world.policies, *world.budgets, *world.workloads, *(key for _, key in world.invalid))
+    keys = (
+        *world.tiers,
+        *world.policies,
+        *world.budgets,
+        *world.consumers,
+        *world.workloads,
+        *(key for _, key in world.invalid),
+    )
     return sorted({key.namespace for key in keys})
 
 
@@ -29,6 +36,7 @@ def restrict(world: World, namespace: str) -> World:
         tiers=own(world.tiers),
         policies=own(world.policies),
         budgets=own(world.budgets),
+        consumers=own(world.consumers),
         invalid={(kind, key): why for (kind, key), why in world.invalid.items() if key.namespace == namespace},
         invalid_bodies={
             (kind, key): body for (kind, key), body in world.invalid_bodies.items() if key.namespace == namespace

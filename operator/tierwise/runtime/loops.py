@@ -85,6 +85,8 @@ class Publisher:
             log.exception("the gateway's configuration could not be rendered; the last one stays")
             return False
         self.published = config
+        if config.until is not None:
+            self.trigger.poke_at(max(0.0, (config.until - self.now()).total_seconds()))
         self.metrics.renders.labels(outcome="ok").inc()
         return True
 

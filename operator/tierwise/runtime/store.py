@@ -15,6 +15,7 @@ from tierwise.adapters import kinds
 from tierwise.adapters.cluster import Listing
 from tierwise.adapters.kinds import Kind
 from tierwise.api.base import InvalidObject
+from tierwise.api.consumer import Consumer
 from tierwise.api.meta import ApiObject
 from tierwise.api.model_tier import ModelTier
 from tierwise.api.namespace_budget import NamespaceBudget
@@ -31,12 +32,11 @@ MODELS: dict[Kind, type[ApiObject[Any, Any]]] = {
     kinds.MODEL_TIER: ModelTier,
     kinds.ROUTING_POLICY: RoutingPolicy,
     kinds.NAMESPACE_BUDGET: NamespaceBudget,
+    kinds.CONSUMER: Consumer,
 }
 
 # Kinds that the gateways' configuration is rendered from.
-ROUTES = frozenset(
-    {kinds.MODEL_TIER, kinds.ROUTING_POLICY, kinds.NAMESPACE_BUDGET, kinds.ENDPOINT_SLICE, kinds.CONFIG_MAP}
-)
+ROUTES = frozenset({*MODELS, kinds.ENDPOINT_SLICE, kinds.CONFIG_MAP})
 
 ValueT = TypeVar("ValueT")
 
@@ -221,12 +221,14 @@ class Store:
         return self._shelves[kind].manifests.values()
 
     def secret_references(self) -> frozenset[Key]:
-        """Secrets that valid tiers refer to."""
+        """Secrets that valid tiers and consumers refer to."""
         found: set[Key] = set()
         for key, tier in self._shelves[kinds.MODEL_TIER].parsed.items():
             external = tier.spec.external
             if external is not None and external.credentials_ref is not None:
                 found.add(Key(key.namespace, external.credentials_ref.name))
+        for key, consumer in self._shelves[kinds.CONSUMER].parsed.items():
+            found.update(Key(key.namespace, one.name) for one in consumer.spec.api_keys or ())
         return frozenset(found)
 
     def secrets(self) -> Mapping[Key, SecretData]:
@@ -234,7 +236,7 @@ class Store:
         return self._secrets
 
     def drop_secrets(self, keep: frozenset[Key]) -> None:
-        """Forget Secrets that no tier refers to any more."""
+        """Forget Secrets that nobody refers to any more."""
         for key in [key for key in self._secrets if key not in keep]:
             del self._secrets[key]
             self._bump(routes=True)
@@ -247,6 +249,7 @@ class Store:
             tiers=self._view(kinds.MODEL_TIER, ModelTier),
             policies=self._view(kinds.ROUTING_POLICY, RoutingPolicy),
             budgets=self._view(kinds.NAMESPACE_BUDGET, NamespaceBudget),
+            consumers=self._view(kinds.CONSUMER, Consumer),
             invalid=dict(sorted(self._invalid.items())),
             workloads=self._by_tier(kinds.DEPLOYMENT, objects.workload),
             services=self._by_tier(kinds.SERVICE, objects.child),

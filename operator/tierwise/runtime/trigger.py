@@ -3,6 +3,9 @@
 import asyncio
 import contextlib
 
+_LONGEST_SECONDS = 86_400.0
+"""A clock may be set: what is due in a month is looked at daily."""
+
 
 class Trigger:
     """Many pokes, one wake-up. Use from one event loop only.
@@ -15,6 +18,7 @@ class Trigger:
         self._debounce_seconds = debounce_seconds
         self._event = asyncio.Event()
         self._due: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def poke(self) -> None:
         """Something changed."""
@@ -24,6 +28,13 @@ class Trigger:
         """Wake up in so many seconds at the latest."""
         due = asyncio.get_running_loop().time() + max(0.0, seconds)
         self._due = due if self._due is None else min(self._due, due)
+
+    def poke_at(self, seconds: float) -> None:
+        """Poke in so many seconds, unless another moment is set before then."""
+        loop = asyncio.get_running_loop()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_later(min(seconds, _LONGEST_SECONDS), self.poke)
 
     async def wait(self, timeout_seconds: float) -> bool:
         """Wait for a poke, gathered, or the time-out; whether there was a poke."""

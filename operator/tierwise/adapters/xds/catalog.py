@@ -215,7 +215,7 @@ def encode_all(found: Iterable[Resource]) -> dict[str, Encoded]:
 def brought_up_to_date(
     good: NamespaceBundle, newest: NamespaceBundle | None, taken: set[str], now: Limits
 ) -> NamespaceBundle:
-    """The last good bundle with today's addresses, credentials and limits, without scopes that are another's now."""
+    """The last good bundle with today's addresses, credentials and limits, without scopes that are not its own now."""
     found: dict[str, Resource] = {}
     for name, cluster in good.clusters.items():
         if cluster.get("type") != "EDS":
@@ -228,5 +228,9 @@ def brought_up_to_date(
         endpoints=found,
         secrets={name: secret for name, secret in credentials.items() if name in good.clusters},
         routes=limits.hold(good.routes, now),
-        scopes={name: scope for name, scope in good.scopes.items() if name not in taken},
+        scopes={
+            name: scope
+            for name, scope in good.scopes.items()
+            if name not in taken and (now.callers is None or name in now.callers)
+        },
     )

@@ -5,6 +5,7 @@ Everything runs in one event loop; nothing here waits while it changes state.
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from tierwise.core.world import GatewayReport, World
 from tierwise.errors import TierwiseError
 from tierwise.render.envoy import last_good
 from tierwise.render.envoy.bundle import GatewayConfig, NamespaceBundle
-from tierwise.render.envoy.protos import CLUSTER, ROUTES, SCOPE, message_class
+from tierwise.render.envoy.protos import CLUSTER, EXTENSION, ROUTES, SCOPE, message_class
 
 log = structlog.get_logger(__name__)
 
@@ -26,6 +27,7 @@ _SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 _REQUEST = "envoy.service.discovery.v3.DeltaDiscoveryRequest"
 _RESPONSE = "envoy.service.discovery.v3.DeltaDiscoveryResponse"
 _MAX_MESSAGE_BYTES = 256 * 1024 * 1024
+_QUOTED_KEY = re.compile(r"""key: ?(".*?"|'.*?')""")
 _MAX_WORDS = 1024
 """Characters of Envoy's refusal that are kept."""
 
@@ -262,7 +264,7 @@ class XdsServer:
         self._changed()
 
     def _refused(self, stream: _Stream, refusal: Refused) -> None:
-        words = refusal.message[:_MAX_WORDS]
+        words = told(refusal)[:_MAX_WORDS]
         kind = refusal.type_url.rsplit(".", 1)[-1]
         log.warning("a gateway refused", gateway=stream.node, namespace=refusal.owner, resource=kind, message=words)
         if refusal.owner == SHARED:
@@ -271,6 +273,13 @@ class XdsServer:
         stream.refused[refusal.owner] = refusal.hash
         if refusal.type_url in {CLUSTER, SCOPE, ROUTES}:
             self._touch(self._catalog.refuse(refusal.owner, refusal.hash, words))
+
+
+def told(refusal: Refused) -> str:
+    """Envoy's words, without what it quotes of a resource that holds callers' keys."""
+    if refusal.type_url != EXTENSION:
+        return refusal.message
+    return _QUOTED_KEY.sub('key: "(redacted)"', refusal.message.rpartition("}\n: ")[2])
 
 
 def credentials(tls: Callable[[], Tls]) -> grpc.ServerCredentials:

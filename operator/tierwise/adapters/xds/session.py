@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 
 from tierwise.adapters.xds.catalog import SHARED, Served
 from tierwise.render.envoy.fields import DEFAULT_ROUTES
-from tierwise.render.envoy.protos import CLUSTER, ENDPOINTS, LISTENER, ROUTES, SCOPE, SECRET, Encoded
+from tierwise.render.envoy.protos import CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTES, SCOPE, SECRET, Encoded
 
 WILDCARD = frozenset({CLUSTER, LISTENER, SCOPE})
-TYPES = (CLUSTER, ENDPOINTS, SECRET, LISTENER, SCOPE, ROUTES)
+TYPES = (CLUSTER, ENDPOINTS, SECRET, LISTENER, EXTENSION, SCOPE, ROUTES)
 _UNOWNED = "?"
 """Owner of scopes that a gateway brought along and nobody has claimed yet; no namespace has this name."""
 _UNKNOWN = "?"
@@ -28,7 +28,8 @@ _UNKNOWN = "?"
 
 def owner_of(name: str) -> str:
     """Whose a cluster, its endpoints, its credential or a route configuration is."""
-    return SHARED if name == DEFAULT_ROUTES else name.split("/", 1)[0]
+    first = name.split("/", 1)[0]
+    return SHARED if name == DEFAULT_ROUTES or "." in first else first  # a namespace's name has no dot
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,7 @@ class Session:
         self._dirty.clear()
         self._all_dirty = False
         responses: list[Response] = []
-        for type_url in (CLUSTER, ENDPOINTS, SECRET, LISTENER):
+        for type_url in (CLUSTER, ENDPOINTS, SECRET, LISTENER, EXTENSION):
             for owner in dirty:
                 responses += self._updates(type_url, owner, served.get(owner))
             responses += self._nothing(type_url)

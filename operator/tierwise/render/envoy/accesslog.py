@@ -1,7 +1,8 @@
 """What the gateway counts, and the line it writes, for each request.
 
-Counters and histograms appear in Prometheus as `envoy_tierwise_*`; their labels are namespace, policy, class and tier
-(that of the last attempt; `-` when the gateway answered by itself).
+Counters and histograms appear in Prometheus as `envoy_tierwise_*`; their labels are namespace, policy, class, tier
+(that of the last attempt; `-` when the gateway answered by itself), on what is paid for consumer too (its name, or its
+token's).
 
 Not counted: tokens of streams that the client left before their last event, and tokens of attempts that were thrown
 away. `usage_requests` beside `requests` says how many requests the token counts stand for.
@@ -13,7 +14,7 @@ when it is over would be that late at every rise.
 
 from typing import Any
 
-from tierwise.render.envoy.fields import METADATA, USAGE_METADATA, extension, typed
+from tierwise.render.envoy.fields import CONSUMER_STATE, METADATA, USAGE_METADATA, extension, typed
 
 PREFIX = "tierwise"
 _FIRST_BYTE = "%COMMON_DURATION(DS_RX_END:US_RX_BODY_BEG:ms)%"
@@ -23,13 +24,17 @@ _LABELS = {
     "class": f"%METADATA(ROUTE:{METADATA}:class)%",
     "tier": f"%METADATA(CLUSTER:{METADATA}:tier)%",
 }
+# Bounded: requests of callers that no Consumer stands for reach no route. "-" where nobody is asked who calls. On what
+# is paid for only, not on histograms with their forty series each; the router's own log does not know it.
+_CONSUMER = {"consumer": f"%FILTER_STATE({CONSUMER_STATE}:PLAIN)%"}
 # Only requests that reached a policy: others would be labelled by whatever clients invent.
 _ROUTED = f"xds.route_metadata.filter_metadata['{METADATA}']['policy'] != ''"
 _ANSWERED = f"{_ROUTED} && response.code < 300"
 
 
-def _tags(**more: str) -> list[dict[str, str]]:
-    tags = [{"name": f"tierwise_{name}", "value_format": value} for name, value in _LABELS.items()]
+def _tags(*, paid: bool = False, **more: str) -> list[dict[str, str]]:
+    labels = _LABELS | (_CONSUMER if paid else {})
+    tags = [{"name": f"tierwise_{name}", "value_format": value} for name, value in labels.items()]
     return tags + [{"name": name, "value_format": value} for name, value in more.items()]
 
 
@@ -42,7 +47,10 @@ def _one(name: str, tags: list[dict[str, str]]) -> dict[str, Any]:
 
 
 def _tokens(name: str, key: str) -> dict[str, Any]:
-    return {"stat": {"name": name, "tags": _tags()}, "value_format": f"%DYNAMIC_METADATA({USAGE_METADATA}:{key})%"}
+    return {
+        "stat": {"name": name, "tags": _tags(paid=True)},
+        "value_format": f"%DYNAMIC_METADATA({USAGE_METADATA}:{key})%",
+    }
 
 
 def _milliseconds(name: str, value: str) -> dict[str, Any]:
@@ -66,7 +74,7 @@ def statistics() -> list[dict[str, Any]]:
         {
             "name": "requests",
             "filter": _when(_ROUTED),
-            "typed_config": _stats(counters=[_one("requests", _tags(code="%RESPONSE_CODE%"))]),
+            "typed_config": _stats(counters=[_one("requests", _tags(paid=True, code="%RESPONSE_CODE%"))]),
         },
         {
             "name": "unsent",
@@ -83,7 +91,9 @@ def statistics() -> list[dict[str, Any]]:
         {
             "name": "usage",
             "filter": _reported("prompt"),
-            "typed_config": _stats(counters=[_one("usage_requests", _tags()), _tokens("prompt_tokens", "prompt")]),
+            "typed_config": _stats(
+                counters=[_one("usage_requests", _tags(paid=True)), _tokens("prompt_tokens", "prompt")]
+            ),
         },
         {
             "name": "completion",
@@ -125,6 +135,7 @@ def lines() -> dict[str, Any]:
         "path": f"%FILTER_STATE({METADATA}.path:PLAIN)%",
         "model": f"%DYNAMIC_METADATA({METADATA}:model)%",
         **_LABELS,
+        **_CONSUMER,
         "code": "%RESPONSE_CODE%",
         "flags": "%RESPONSE_FLAGS%",
         "details": "%RESPONSE_CODE_DETAILS%",

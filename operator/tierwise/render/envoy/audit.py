@@ -17,7 +17,7 @@ from tierwise.api.scalars import Sensitivity
 from tierwise.core.sensitivity import UNSAFE
 from tierwise.errors import TierwiseError
 from tierwise.render.envoy.bundle import ClassLimit, Limits, NamespaceBundle, Resource
-from tierwise.render.envoy.fields import BYTES_HEADER, METADATA, SENSITIVITY_HEADER
+from tierwise.render.envoy.fields import BYTES_HEADER, IDENTITY_HEADER, METADATA, SENSITIVITY_HEADER
 
 PREFIX = UNSAFE
 """How a message of this check begins."""
@@ -201,8 +201,8 @@ def _levels(model: str, routes: Sequence[_Taken], limits: Limits) -> Iterator[Se
     if len({route.path for route in routes if route.clusters}) > 1:
         raise _Unknown(f"routes of model {model} that lead to tiers differ in their paths")
     owner = limits.owners.get(model, "")
-    classes = [one for one in limits.classes.get(owner, ()) if _asked_by(one, model) is not None]
-    wanted = [frozenset(map(_canonical, _asked_by(one, model) or ())) for one in classes]
+    classes = [one for one in limits.classes.get(owner, ()) if _asked_by(one, model, limits) is not None]
+    wanted = [frozenset(map(_canonical, _asked_by(one, model, limits) or ())) for one in classes]
     least = limits.required.get((owner, ""), Sensitivity.RESTRICTED)  # without an owner nobody knows what requests hold
     reached = _Reached(routes, [one.sensitivity for one in classes], wanted)
     for number, route in enumerate(routes):
@@ -221,14 +221,19 @@ def _levels(model: str, routes: Sequence[_Taken], limits: Limits) -> Iterator[Se
         yield max(found, default=None)
 
 
-def _asked_by(one: ClassLimit, model: str) -> tuple[Resource, ...] | None:
+def _asked_by(one: ClassLimit, model: str, limits: Limits) -> tuple[Resource, ...] | None:
     """What Envoy has to ask of headers for a class to take a request of a model; None when it takes none."""
     match = one.match
     if match is None:
         return ()
-    if match.consumers or (match.models is not None and model not in match.models):
+    if match.models is not None and model not in match.models:
         return None
     found: list[Resource] = []
+    if match.consumers:
+        known = [re.escape(each) for name in match.consumers for each in limits.identities.get(name, ())]
+        if not known:
+            return None
+        found.append({"name": IDENTITY_HEADER, "string_match": {"safe_regex": {"regex": "|".join(sorted(known))}}})
     for header in match.headers or ():
         if header.value is not None:
             compared: Resource = {"exact": header.value}

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, TypeAlias
 
 from tierwise.api.routing_class import ClassMatch
@@ -54,6 +55,8 @@ class Limits:
         owners: model -> name of the policy that it belongs to.
         hosts: external tier -> host of its URL.
         classes: policy -> its classes in order.
+        callers: keys of the scopes of those who may call; None: nobody is asked who calls.
+        identities: consumer -> what it is known by.
     """
 
     clearances: Mapping[str, Sensitivity]
@@ -61,6 +64,8 @@ class Limits:
     owners: Mapping[str, str] = field(default_factory=dict)
     hosts: Mapping[str, str] = field(default_factory=dict)
     classes: Mapping[str, tuple[ClassLimit, ...]] = field(default_factory=dict)
+    callers: frozenset[str] | None = None
+    identities: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def cleared(self, cluster: str, sensitivity: Sensitivity) -> bool:
         """Whether the tier of this cluster (`namespace/tier`) may see requests of this sensitivity."""
@@ -81,9 +86,11 @@ class GatewayConfig:
         namespaces: by namespace.
         invalid: namespace -> why its resources can not be what Envoy's API defines; it has no bundle then.
         limits: namespace -> which tiers may see what.
+        until: when it is right no longer, since a credential expires; None: as long as nothing changes.
     """
 
     shared: Mapping[str, Mapping[str, Resource]]
     namespaces: Mapping[str, NamespaceBundle]
     invalid: Mapping[str, str] = field(default_factory=dict)
     limits: Mapping[str, Limits] = field(default_factory=dict)
+    until: datetime | None = None

@@ -99,7 +99,7 @@ def external(
         "typed_extension_protocol_options": upstream.protocol_options(filters),
     }
     if url.scheme == "https":
-        cluster["transport_socket"] = _tls(host, provider.ca_bundle, options)
+        cluster["transport_socket"] = tls(host, provider.ca_bundle, options)
     return cluster
 
 
@@ -149,7 +149,7 @@ def _balancer(*, sticky: bool) -> dict[str, Any]:
     return extension("least_request", f"{policies}.least_request.v3.LeastRequest")
 
 
-def _tls(host: str, ca_bundle: str | None, options: GatewayOptions) -> dict[str, Any]:
+def tls(host: str, ca_bundle: str | None, options: GatewayOptions) -> dict[str, Any]:
     """TLS 1.2 or later; the certificate must chain to the CA and carry the URL's host."""
     trusted = {"inline_string": ca_bundle} if ca_bundle is not None else {"filename": options.system_ca_path}
     context: dict[str, Any] = {}

@@ -74,11 +74,16 @@ def unknown_endpoint() -> dict[str, Any]:
     return direct(404, error("Unknown endpoint", "invalid_request_error", "unknown_endpoint"))
 
 
-def local_replies() -> dict[str, Any]:
+def local_replies(*, authenticated: bool) -> dict[str, Any]:
     """What Envoy itself answers, in the same shape. Mapped on flags: a status could also be a route's own answer."""
+    why = (
+        f"The model '{_ASKED}' does not exist or you do not have access to it"
+        if authenticated
+        else f"The model '{_ASKED}' does not exist, or no RoutingPolicy has the hostname '%REQ(:AUTHORITY)%': "
+        "use a hostname of a policy, or write the model as namespace/model"
+    )
     unrouted = error(
-        f"The model '{_ASKED}' does not exist, or no RoutingPolicy has the hostname '%REQ(:AUTHORITY)%': "
-        "use a hostname of a policy, or write the model as namespace/model",
+        why,
         "invalid_request_error",
         "model_not_found",
         "model",
@@ -89,6 +94,12 @@ def local_replies() -> dict[str, Any]:
         "no_tier_available",
     )
     slow = error(f"No tier of {_POLICY}, {_CLASS}, answered in time", "server_error", "timeout")
+    stranger = error(
+        "No valid credential was presented: send the API key of a Consumer, or a token of a known issuer, "
+        "as 'Authorization: Bearer ...'",
+        "invalid_request_error",
+        "invalid_api_key",
+    )
     large = error("The request body is too large for this gateway", "invalid_request_error", "request_too_large")
     return {
         "mappers": [
@@ -96,6 +107,7 @@ def local_replies() -> dict[str, Any]:
             _mapper(_flags("UT", "SI", "UMSDR"), slow, 504),
             _mapper(_flags("UH", "UF", "UC", "UO", "LR", "UR", "NC", "URX", "UPE"), unavailable, 503),
             _mapper(_status(413), large, 413),
+            _mapper(_status(401), stranger, 401),
         ]
     }
 

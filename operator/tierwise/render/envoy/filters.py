@@ -8,21 +8,28 @@ drain its connections.
 
 from typing import Any
 
-from tierwise.render.envoy import accesslog, lua
+from tierwise.render.envoy import accesslog, consumers, lua
 from tierwise.render.envoy.fields import (
     BAD_BODY,
     BYTES_HEADER,
+    CLIENT_HEADER,
+    CONSUMER_HEADER,
+    CONSUMER_STATE,
+    IDENTITY_HEADER,
+    ISSUER_HEADER,
     METADATA,
     MODEL_HEADER,
     NO_MODEL,
     PATH_STATE,
     REQUESTED_HEADER,
     SCOPE_HEADER,
+    SUBJECT_HEADER,
     USAGE_METADATA,
     extension,
     set_header,
 )
-from tierwise.render.envoy.scopes import BY_HOSTNAME, BY_NAMESPACE, DEFAULT
+from tierwise.render.envoy.options import GatewayOptions
+from tierwise.render.envoy.scopes import BY_CALLER, BY_HOSTNAME, BY_NAMESPACE, DEFAULT, WITHIN
 
 _HTTP = "envoy.extensions.filters.http"
 _JSON_TYPES = {"regex": "application/json.*"}
@@ -32,6 +39,11 @@ INTERNAL_HEADERS = (
     REQUESTED_HEADER,
     SCOPE_HEADER,
     BYTES_HEADER,
+    CLIENT_HEADER,
+    ISSUER_HEADER,
+    SUBJECT_HEADER,
+    IDENTITY_HEADER,
+    CONSUMER_HEADER,
     # These steer Envoy's router: time-outs, retries and where a request goes are the policy's.
     "x-envoy-attempt-count",
     "x-envoy-decorator-operation",
@@ -97,22 +109,53 @@ def model_of_body() -> dict[str, Any]:
     )
 
 
-def routing_headers() -> dict[str, Any]:
-    """What routes are chosen by: the requested model as text, the scope, the model within it, and the body's size."""
+_ASKED = f"request.headers['{REQUESTED_HEADER}']"
+_REQUESTED = (
+    f"{_METHOD} != 'POST' ? '{NO_MODEL}' : "
+    f"{_MODEL}.size() <= 512 && {_MODEL}.matches('^([A-Za-z0-9._:/-]+|{BAD_BODY})$') ? {_MODEL} : '?'"
+)
+_SUBJECT = f"request.headers['{SUBJECT_HEADER}']"
+_BY_TOKEN = f"'{SUBJECT_HEADER}' in request.headers"
+_SIZE = f"'content-length' in request.headers ? request.headers['content-length'] : '{LARGEST}'"
+
+
+def _of_anybody() -> dict[str, str]:
+    """Nobody is asked who calls: the model or the hostname names the namespace."""
     host = "request.host.lowerAscii()"
-    asked = f"request.headers['{REQUESTED_HEADER}']"
-    requested = (
-        f"{_METHOD} != 'POST' ? '{NO_MODEL}' : "
-        f"{_MODEL}.size() <= 512 && {_MODEL}.matches('^([A-Za-z0-9._:/-]+|{BAD_BODY})$') ? {_MODEL} : '?'"
-    )
-    scope = (
-        f"{asked} == '{BAD_BODY}' ? '{DEFAULT}' : "
-        f"{asked} == '{NO_MODEL}' && ({_METHOD} != 'GET' || {host}.matches('{_ANONYMOUS_HOST}')) ? '{DEFAULT}' : "
-        f"{asked}.contains('/') ? '{BY_NAMESPACE}' + {asked} : '{BY_HOSTNAME}' + {host}"
-    )
-    model = f"!{asked}.contains('/') ? {asked} : {asked}.split('/').size() == 2 ? {asked}.split('/')[1] : '?'"
-    size = f"'content-length' in request.headers ? request.headers['content-length'] : '{LARGEST}'"
-    values = {REQUESTED_HEADER: requested, SCOPE_HEADER: scope, MODEL_HEADER: model, BYTES_HEADER: size}
+    return {
+        SCOPE_HEADER: (
+            f"{_ASKED} == '{BAD_BODY}' ? '{DEFAULT}' : "
+            f"{_ASKED} == '{NO_MODEL}' && ({_METHOD} != 'GET' || {host}.matches('{_ANONYMOUS_HOST}')) ? '{DEFAULT}' : "
+            f"{_ASKED}.contains('/') ? '{BY_NAMESPACE}' + {_ASKED}.split('/')[0] : '{BY_HOSTNAME}' + {host}"
+        )
+    }
+
+
+def _of_callers() -> dict[str, str]:
+    """Who calls decides. Nothing of what the filters before could not verify leads anywhere."""
+    client, caller = f"request.headers['{CLIENT_HEADER}']", f"request.headers['{IDENTITY_HEADER}']"
+    issuer = f"request.headers['{ISSUER_HEADER}']"
+    fits = f"{_SUBJECT}.size() <= {consumers.MAX_SUBJECT} && {_SUBJECT}.matches('{consumers.SUBJECT}')"
+    by_token = f"{fits} ? {issuer} + '#' + {_SUBJECT} : '?'"
+    return {
+        IDENTITY_HEADER: f"{_BY_TOKEN} ? ({by_token}) : {client}",
+        CONSUMER_HEADER: f"{_BY_TOKEN} ? {_SUBJECT} : {client}.split('/')[1]",
+        SCOPE_HEADER: (
+            f"{_ASKED} == '{BAD_BODY}' || ({_ASKED} == '{NO_MODEL}' && {_METHOD} != 'GET') ? '{DEFAULT}' : "
+            f"'{BY_CALLER}' + {caller} + ({_ASKED}.contains('/') ? '{WITHIN}' + {_ASKED}.split('/')[0] : '')"
+        ),
+    }
+
+
+def routing_headers(*, authenticated: bool) -> dict[str, Any]:
+    """What routes are chosen by: the requested model as text, the scope, the model within it, and the body's size."""
+    model = f"!{_ASKED}.contains('/') ? {_ASKED} : {_ASKED}.split('/').size() == 2 ? {_ASKED}.split('/')[1] : '?'"
+    values = {
+        REQUESTED_HEADER: _REQUESTED,
+        **(_of_callers() if authenticated else _of_anybody()),
+        MODEL_HEADER: model,
+        BYTES_HEADER: _SIZE,
+    }
     cel = extension(
         "envoy.formatter.cel",
         "envoy.extensions.formatter.cel.v3.Cel",
@@ -129,17 +172,20 @@ def routing_headers() -> dict[str, Any]:
 
 
 def choose_route_again() -> dict[str, Any]:
-    """Keep the client's path for every attempt, and look for a route again now that the headers are there."""
-    path = {
-        "object_key": PATH_STATE,
-        "factory_key": "envoy.string",
-        "format_string": {"text_format_source": {"inline_string": "%PATH(NQ)%"}},
-    }
+    """Keep path and consumer for every attempt, and look for a route again now that the headers are there."""
+
+    def kept(name: str, value: str) -> dict[str, Any]:
+        return {
+            "object_key": name,
+            "factory_key": "envoy.string",
+            "format_string": {"text_format_source": {"inline_string": value}},
+        }
+
     return extension(
         "tierwise.route",
         f"{_HTTP}.set_filter_state.v3.Config",
         clear_route_cache=True,
-        on_request_headers=[path],
+        on_request_headers=[kept(PATH_STATE, "%PATH(NQ)%"), kept(CONSUMER_STATE, f"%REQ({CONSUMER_HEADER})%")],
     )
 
 
@@ -202,11 +248,13 @@ def router() -> dict[str, Any]:
     )
 
 
-def chain() -> list[dict[str, Any]]:
+def chain(options: GatewayOptions) -> list[dict[str, Any]]:
     """All of them, in order."""
+    authentication = options.authentication
     return [
+        *(consumers.filters(authentication) if authentication is not None else ()),
         model_of_body(),
-        routing_headers(),
+        routing_headers(authenticated=authentication is not None),
         choose_route_again(),
         usage_of_stream_stays_here(),
         usage_of_stream(),

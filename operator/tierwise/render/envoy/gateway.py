@@ -6,12 +6,35 @@ from dataclasses import dataclass, field, replace
 from tierwise.api.model_tier import ModelTier
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.core import claims
+from tierwise.core import consumers as access_rules
+from tierwise.core.consumers import Access
 from tierwise.core.world import Endpoint, Key, World
-from tierwise.render.envoy import audit, clusters, endpoints, errors, limits, listener, models, routes, scopes, secrets
-from tierwise.render.envoy.bundle import GatewayConfig, NamespaceBundle, Resource
+from tierwise.render.envoy import (
+    audit,
+    clusters,
+    consumers,
+    endpoints,
+    errors,
+    limits,
+    listener,
+    models,
+    routes,
+    scopes,
+    secrets,
+)
+from tierwise.render.envoy.bundle import GatewayConfig, Limits, NamespaceBundle, Resource
 from tierwise.render.envoy.fields import BAD_BODY, DEFAULT_ROUTES, LISTENER_NAME, NO_MODEL, REQUESTED_HEADER
 from tierwise.render.envoy.options import DEFAULTS, GatewayOptions
-from tierwise.render.envoy.protos import LISTENER, ROUTES, SCOPE, InvalidResource, content_hash, encode
+from tierwise.render.envoy.protos import (
+    CLUSTER,
+    EXTENSION,
+    LISTENER,
+    ROUTES,
+    SCOPE,
+    InvalidResource,
+    content_hash,
+    encode,
+)
 
 MAX_VIOLATIONS = 5
 """As many are told: one is enough to publish nothing."""
@@ -31,7 +54,12 @@ def render(world: World, options: GatewayOptions = DEFAULTS) -> GatewayConfig:
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """All that a namespace's bundle is made of."""
+    """All that a namespace's bundle is made of.
+
+    Attributes:
+        callers: keys of the scopes of those who may call; None: nobody is asked who calls.
+        identities: consumer -> what it is known by.
+    """
 
     namespace: str
     tiers: dict[str, ModelTier]
@@ -40,6 +68,8 @@ class _Inputs:
     hostnames: tuple[str, ...]
     endpoints: dict[str, tuple[Endpoint, ...]]
     credentials: dict[str, str] = field(repr=False)
+    callers: tuple[str, ...] | None
+    identities: dict[str, tuple[str, ...]]
 
     def same_as(self, other: "_Inputs") -> bool:
         """Made of the very same objects: comparing them field by field would cost more than rendering."""
@@ -48,7 +78,12 @@ class _Inputs:
             and _identical(self.policies, other.policies)
             and _identical(self.endpoints, other.endpoints)
             and (self.owners, self.hostnames, self.credentials) == (other.owners, other.hostnames, other.credentials)
+            and (self.callers, self.identities) == (other.callers, other.identities)
         )
+
+    def limits(self) -> Limits:
+        """What holds for the namespace now."""
+        return limits.of_namespace(self.tiers, self.policies, self.owners, self.callers, self.identities)
 
 
 def _identical(left: Mapping[str, object], right: Mapping[str, object]) -> bool:
@@ -69,7 +104,9 @@ class Renderer:
     def __call__(self, world: World) -> GatewayConfig:
         """As `render`."""
         settled = claims.settle(world.policies)
-        inputs = _inputs(world, settled)
+        authentication = self._options.authentication
+        access = access_rules.settle(world) if authentication is not None else None
+        inputs = _inputs(world, settled, access)
         made = {namespace: self._make(each) for namespace, each in inputs.items()}
         self._made = made
         bundles: dict[str, NamespaceBundle] = {}
@@ -81,9 +118,12 @@ class Renderer:
                 bundles[namespace] = outcome
         shared = {
             LISTENER: {LISTENER_NAME: listener.listener(self._options)},
-            ROUTES: {DEFAULT_ROUTES: _default_routes(inputs)},
+            ROUTES: {DEFAULT_ROUTES: _default_routes(inputs if access is None else {})},
             SCOPE: scopes.default(),
         }
+        if access is not None and authentication is not None:
+            shared[EXTENSION] = {consumers.API_KEYS: consumers.api_keys(access)}
+            shared[CLUSTER] = consumers.jwks_clusters(authentication, self._options)
         for resources in shared.values():
             for resource in resources.values():
                 encode(resource)
@@ -91,7 +131,8 @@ class Renderer:
             shared=shared,
             namespaces=bundles,
             invalid=invalid,
-            limits={name: limits.of_namespace(each.tiers, each.policies, each.owners) for name, each in inputs.items()},
+            limits={name: each.limits() for name, each in inputs.items()},
+            until=access.next_change if access is not None else None,
         )
 
     def _make(self, inputs: _Inputs) -> tuple[_Inputs, NamespaceBundle | InvalidResource]:
@@ -103,16 +144,16 @@ class Renderer:
             check(bundle)
         except InvalidResource as error:
             return inputs, error
-        wrong = audit.audit(bundle, limits.of_namespace(inputs.tiers, inputs.policies, inputs.owners))
+        wrong = audit.audit(bundle, inputs.limits())
         if wrong:
             return inputs, InvalidResource("routes", inputs.namespace, "; ".join(wrong[:MAX_VIOLATIONS]))
         return inputs, bundle
 
 
-def _inputs(world: World, settled: claims.Claims) -> dict[str, _Inputs]:
+def _inputs(world: World, settled: claims.Claims, access: Access | None) -> dict[str, _Inputs]:
     """What each namespace's bundle is made of, by namespace, sorted."""
     found = {
-        namespace: _Inputs(namespace, {}, {}, {}, (), {}, {})
+        namespace: _Inputs(namespace, {}, {}, {}, (), {}, {}, *_callers(access, namespace))
         for namespace in sorted({key.namespace for key in (*world.tiers, *world.policies)})
     }
     for key, tier in sorted(world.tiers.items()):
@@ -130,6 +171,17 @@ def _inputs(world: World, settled: claims.Claims) -> dict[str, _Inputs]:
     for hostname, owner in settled.hostnames.items():
         hostnames.setdefault(owner.namespace, []).append(hostname)
     return {name: replace(each, hostnames=tuple(hostnames.get(name, ()))) for name, each in found.items()}
+
+
+def _callers(access: Access | None, namespace: str) -> tuple[tuple[str, ...] | None, dict[str, tuple[str, ...]]]:
+    """Who may call a namespace's models: the keys of their scopes, and each consumer's identities."""
+    if access is None:
+        return None, {}
+    found = consumers.of_namespace(access, namespace)
+    by_key = {consumers.identity(key) for key in access.keys.values() if key.namespace == namespace}
+    by_token = {consumers.identity(each) for each, where in access.first.items() if where == namespace}
+    every = {each for identities in found.values() for each in identities}
+    return scopes.caller_keys(namespace, every, by_key | by_token), found
 
 
 def check(bundle: NamespaceBundle) -> None:
@@ -170,8 +222,15 @@ def _bundle(inputs: _Inputs, options: GatewayOptions) -> NamespaceBundle:
         found[str(key)] = clusters.external(key, tier, tier.spec.external, removed, options, usable=usable)
         if credential is not None:
             credentials[str(key)] = secrets.secret(str(key), credential)
-    routed = routes.configuration(namespace, inputs.policies, inputs.owners, tiers, options) if inputs.owners else None
-    scoped = scopes.of_namespace(namespace, inputs.hostnames) if routed is not None else {}
+    routed: Resource | None = None
+    scoped: dict[str, Resource] = {}
+    if inputs.owners and inputs.callers != ():  # gateways do not even ask for routes that nobody may take
+        routed = routes.configuration(namespace, inputs.policies, inputs.owners, tiers, inputs.identities, options)
+        scoped = (
+            scopes.of_namespace(namespace, inputs.hostnames)
+            if inputs.callers is None
+            else scopes.of_callers(namespace, inputs.callers)
+        )
     return NamespaceBundle(
         namespace=namespace,
         clusters=found,

@@ -4,7 +4,7 @@ The last good configuration is served while gateways refuse a newer one. It was 
 clearance was lowered since, or a policy whose sensitivity was raised, is a limit that never waits for a valid render.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
 from tierwise.api.model_tier import ModelTier
@@ -16,7 +16,11 @@ from tierwise.render.envoy.fields import METADATA
 
 
 def of_namespace(
-    tiers: Mapping[str, ModelTier], policies: Mapping[str, RoutingPolicy], owners: Mapping[str, str]
+    tiers: Mapping[str, ModelTier],
+    policies: Mapping[str, RoutingPolicy],
+    owners: Mapping[str, str],
+    callers: Iterable[str] | None = None,
+    identities: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Limits:
     """The limits that the namespace's objects set now, whether or not their configuration can be served.
 
@@ -24,6 +28,8 @@ def of_namespace(
         tiers: by name.
         policies: by name.
         owners: model -> name of the policy that owns it.
+        callers: keys of the scopes of those who may call; None: nobody is asked who calls.
+        identities: consumer -> what it is known by.
     """
     required: dict[tuple[str, str], Sensitivity] = {}
     for name, policy in policies.items():
@@ -44,6 +50,8 @@ def of_namespace(
             )
             for name, policy in policies.items()
         },
+        callers=frozenset(callers) if callers is not None else None,
+        identities=dict(identities or {}),
     )
 
 

@@ -7,12 +7,14 @@ from tierwise.render.envoy.bundle import Resource
 from tierwise.render.envoy.fields import ADS, LISTENER_NAME, SCOPE_HEADER, extension, seconds
 from tierwise.render.envoy.options import GatewayOptions
 from tierwise.render.envoy.protos import LISTENER
+from tierwise.render.envoy.scopes import SEPARATOR
 
 _MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 
 
 def connection_manager(options: GatewayOptions) -> dict[str, Any]:
     """HTTP on the client's side."""
+    scope = {"name": SCOPE_HEADER, "element_separator": SEPARATOR, "index": 0}
     logs = accesslog.statistics() + ([accesslog.lines()] if options.access_log else [])
     return extension(
         "http",
@@ -29,13 +31,11 @@ def connection_manager(options: GatewayOptions) -> dict[str, Any]:
         stream_idle_timeout=seconds(options.idle_timeout_seconds),
         common_http_protocol_options={"headers_with_underscores_action": "REJECT_REQUEST"},
         early_header_mutation_extensions=[filters.strip_internal_headers()],
-        http_filters=filters.chain(),
-        local_reply_config=errors.local_replies(),
+        http_filters=filters.chain(options),
+        local_reply_config=errors.local_replies(authenticated=options.authentication is not None),
         scoped_routes={
             "name": "tierwise",
-            "scope_key_builder": {
-                "fragments": [{"header_value_extractor": {"name": SCOPE_HEADER, "element_separator": "/", "index": 0}}]
-            },
+            "scope_key_builder": {"fragments": [{"header_value_extractor": scope}]},
             "rds_config_source": ADS,
             "scoped_rds": {"scoped_rds_config_source": ADS},
         },

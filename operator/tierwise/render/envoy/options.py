@@ -4,6 +4,33 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class JwtIssuer:
+    """One issuer of signed tokens (JWT, RFC 7519) that gateways believe.
+
+    Attributes:
+        name: for people. issuer: the tokens' `iss`. audiences: one of which the tokens' `aud` names.
+        claim: that names the caller; a dot leads into an object.
+        jwks: its public keys (RFC 7517), or jwks_uri: where it publishes them. Exactly one is set.
+        ca_bundle: certificates, in PEM, for jwks_uri; None: the gateway's system certificates.
+    """
+
+    name: str
+    issuer: str
+    audiences: tuple[str, ...]
+    claim: str = "sub"
+    jwks: str = ""
+    jwks_uri: str = ""
+    ca_bundle: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Authentication:
+    """Callers prove who they are: by an API key of a Consumer, or by a token of one of these issuers."""
+
+    jwt: tuple[JwtIssuer, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class GatewayOptions:
     """Settings of every gateway.
 
@@ -14,6 +41,7 @@ class GatewayOptions:
         idle_timeout_seconds: longest silence of a request or stream; a completion that is not streamed is silent until
             it is done.
         access_log: write one JSON line per request (no prompt, no answer) to standard output.
+        authentication: how callers prove who they are; None: not at all, for trials.
     """
 
     port: int = 8080
@@ -22,6 +50,7 @@ class GatewayOptions:
     max_body_bytes: int = 16 * 1024 * 1024
     idle_timeout_seconds: float = 900.0
     access_log: bool = True
+    authentication: Authentication | None = None
 
 
 DEFAULTS = GatewayOptions()

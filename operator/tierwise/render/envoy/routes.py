@@ -10,7 +10,7 @@ from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.api.scalars import Sensitivity
 from tierwise.core import routing, sensitivity
 from tierwise.core.world import Key
-from tierwise.render.envoy import errors, models
+from tierwise.render.envoy import consumers, errors, models
 from tierwise.render.envoy.bundle import Resource
 from tierwise.render.envoy.fields import (
     ATTEMPTS_HEADER,
@@ -51,6 +51,7 @@ def configuration(
     policies: Mapping[str, RoutingPolicy],
     owners: Mapping[str, str],
     tiers: Mapping[str, ModelTier],
+    identities: Mapping[str, tuple[str, ...]],
     options: GatewayOptions,
 ) -> Resource:
     """The namespace's routes.
@@ -60,10 +61,11 @@ def configuration(
         policies: by name.
         owners: model -> name of the policy that owns it.
         tiers: the namespace's tiers by name.
+        identities: consumer -> what it is known by.
         options: the gateway's settings.
     """
     by_model = {
-        model: _route_list(_Policy(Key(namespace, owner), policies[owner], tiers, options).routes(model))
+        model: _route_list(_Policy(Key(namespace, owner), policies[owner], tiers, identities, options).routes(model))
         for model, owner in sorted(owners.items())
     }
     listing = {"match": models.MATCH, **models.listing(namespace, policies, owners, qualified=False)}
@@ -117,13 +119,14 @@ class _Policy:
     key: Key
     policy: RoutingPolicy
     tiers: Mapping[str, ModelTier]
+    identities: Mapping[str, tuple[str, ...]]
     options: GatewayOptions
 
     def routes(self, model: str) -> list[dict[str, Any]]:
         """Routes of one model: its classes in order, then what no class takes."""
         routes: list[dict[str, Any]] = []
         for routing_class in self.policy.spec.classes:
-            conditions = _conditions(routing_class.match, model)
+            conditions = _conditions(routing_class.match, model, self.identities)
             if conditions is not None:
                 routes += self._of_class(routing_class, conditions)
         served = {"safe_regex": {"regex": ENDPOINTS}}
@@ -209,16 +212,23 @@ def _retries(routing_class: RoutingClass) -> dict[str, Any]:
     return policy
 
 
-def _conditions(match: ClassMatch | None, model: str) -> list[dict[str, Any]] | None:
+def _conditions(
+    match: ClassMatch | None, model: str, identities: Mapping[str, tuple[str, ...]]
+) -> list[dict[str, Any]] | None:
     """Header conditions of a class for one model; None when it can not take the request.
 
-    A class for named consumers takes nothing as long as the gateway authenticates nobody.
+    A class for consumers none of whom is known, or where nobody is asked who calls, takes nothing.
     """
     if match is None:
         return []
-    if match.consumers or (match.models is not None and model not in match.models):
+    if match.models is not None and model not in match.models:
         return None
     conditions = [_header(header) for header in match.headers or ()]
+    if match.consumers:
+        known = tuple(each for name in match.consumers for each in identities.get(name, ()))
+        if not known:
+            return None
+        conditions.append(consumers.condition(known))
     size = match.prompt_tokens
     if size is not None:
         least = (size.min or 0) * BYTES_PER_TOKEN

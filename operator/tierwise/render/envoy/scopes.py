@@ -1,4 +1,7 @@
-"""Which namespace's routes a request gets: `namespace/model` names it, else the hostname does."""
+"""Which namespace's routes a request gets: its caller's.
+
+Where nobody is asked who calls, `namespace/model` names it, else the hostname does.
+"""
 
 from collections.abc import Iterable
 
@@ -8,7 +11,12 @@ from tierwise.render.envoy.protos import SCOPE
 
 BY_NAMESPACE = "n:"
 BY_HOSTNAME = "h:"
+BY_CALLER = "c:"
 DEFAULT = "d:"
+WITHIN = ","
+"""Between a caller and the namespace that it asks for; no identity has one after its `#`, nor a name."""
+SEPARATOR = " "
+"""Ends a scope's key; no namespace, hostname or caller has one."""
 
 
 def scope(key: str, routes: str) -> Resource:
@@ -25,6 +33,23 @@ def of_namespace(namespace: str, hostnames: Iterable[str]) -> dict[str, Resource
     """The namespace's own scope and one per hostname that it owns, by name."""
     keys = [BY_NAMESPACE + namespace, *(BY_HOSTNAME + hostname for hostname in hostnames)]
     return {key: scope(key, namespace) for key in sorted(keys)}
+
+
+def of_callers(namespace: str, callers: Iterable[str]) -> dict[str, Resource]:
+    """Scopes of those who may call the namespace's models, by name; keys as `caller_keys` gives them."""
+    return {key: scope(key, namespace) for key in sorted(callers)}
+
+
+def caller_keys(namespace: str, identities: Iterable[str], first: Iterable[str]) -> tuple[str, ...]:
+    """Keys of a namespace's scopes.
+
+    Args:
+        namespace: that they lead to.
+        identities: who may call its models, as `namespace/model`.
+        first: of these, who need not write the namespace.
+    """
+    named = {f"{BY_CALLER}{each}{WITHIN}{namespace}" for each in identities}
+    return tuple(sorted(named | {BY_CALLER + each for each in first}))
 
 
 def default() -> dict[str, Resource]:
