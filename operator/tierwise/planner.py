@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from tierwise.api.base import StatusModel
 from tierwise.api.consumer import Consumer
 from tierwise.api.meta import API_VERSION, Condition
 from tierwise.api.model_tier import ModelTier
@@ -179,7 +180,8 @@ def _accounts(world: World, seen: Situation, draft: _Draft) -> None:
             draft.events.append(EventRecord(ref, "Warning", news[0], "Count", news[1]))
         status, held = budget_status.status(world, seen, budget, held)
         draft.accounts[key.namespace, key.name] = held
-        _apply_status(draft, ref, budget.status.dump(), status.dump())
+        # What gateways shall do is written by who decides it, field by field.
+        _apply_status(draft, ref, _without(budget.status, "enforcement"), _without(status, "enforcement"))
         _news(draft, ref, budget.status.conditions, status.conditions)
 
 
@@ -200,9 +202,7 @@ def _report(
         status = policy_status.status(
             world, seen, decision, policy, settled, grace_over=_grace_over(memory, seen.namespace, world, seen.settings)
         )
-        before = policy.status.dump()
-        before.pop("gateways", None)
-        _apply_status(draft, ref, before, status.dump())
+        _apply_status(draft, ref, _without(policy.status, "gateways"), status.dump())
         _news(draft, ref, policy.status.conditions, status.conditions)
         draft.statuses += _dead(world, policy, ref)
         for one in decision.classes.values():
@@ -219,6 +219,10 @@ def _consumers(world: World, draft: _Draft) -> None:
         status = consumers.status(world, access, key, consumer)
         _apply_status(draft, ref, consumer.status.dump(), status.dump())
         _news(draft, ref, consumer.status.conditions, status.conditions)
+
+
+def _without(status: StatusModel, field_name: str) -> dict[str, Any]:
+    return {name: value for name, value in status.dump().items() if name != field_name}
 
 
 def _apply_status(draft: _Draft, ref: ObjectRef, before: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -275,6 +279,7 @@ def _report_invalid(world: World, draft: _Draft) -> None:
         wanted = {**(body.get("status") or {}), "conditions": [c.dump() for c in settled]}
         wanted["observedGeneration"] = generation
         wanted.pop("gateways", None)
+        wanted.pop("enforcement", None)
         if [dict(c) for c in shown] != wanted["conditions"]:
             draft.statuses.append(StatusApply(ref, wanted))
             draft.events.append(EventRecord(ref, "Warning", "InvalidSpec", "Validate", str(why)))

@@ -21,6 +21,7 @@ from aiohttp import web
 from tierwise.adapters.xds import XdsServer
 from tierwise.api.consumer import Consumer
 from tierwise.api.model_tier import ModelTier
+from tierwise.api.namespace_budget import NamespaceBudget
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.core.world import Endpoint, Key, SecretData, World
 from tierwise.render.envoy import bootstrap, gateway
@@ -90,13 +91,25 @@ def consumer(name="app", namespace="legal", created=NOW, **spec):
     return Consumer.parse({"metadata": metadata, "spec": given})
 
 
-def world(tiers=(), policies=(), endpoints=None, secrets=None, consumers=(), now=NOW, **more):
+def budget(name="ceiling", namespace="legal", exempt=(), **enforcement):
+    """With what its ladder decided, if anything."""
+    shown = {"since": NOW.isoformat(), "resetsAt": "2026-12-01T00:00:00Z", **enforcement}
+    return NamespaceBudget.parse(
+        {
+            "metadata": {"name": name, "namespace": namespace, "uid": f"uid-{name}"},
+            "spec": {"ceiling": "100", "ladder": [{"atPercent": 100, "action": "Deny"}], "exempt": list(exempt)},
+            "status": {"enforcement": shown} if enforcement else {},
+        }
+    )
+
+
+def world(tiers=(), policies=(), endpoints=None, secrets=None, consumers=(), budgets=(), now=NOW, **more):
     return World(
         now=now,
         replica="operator-0",
         tiers={Key(t.metadata.namespace, t.metadata.name): t for t in tiers},
         policies={Key(p.metadata.namespace, p.metadata.name): p for p in policies},
-        budgets={},
+        budgets={Key(b.metadata.namespace, b.metadata.name): b for b in budgets},
         consumers={Key(c.metadata.namespace, c.metadata.name): c for c in consumers},
         endpoints={
             Key(*key.split("/")): tuple(Endpoint("127.0.0.1", port, True, True, False) for port in ports)

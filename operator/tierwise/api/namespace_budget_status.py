@@ -57,6 +57,26 @@ class RungStatus(StatusModel):
     """Its action."""
 
 
+class Enforcement(StatusModel):
+    """What gateways do about the namespace's requests, until it is changed."""
+
+    action: LadderAction
+    """Downgrade, Throttle or Deny; Notify does nothing to requests."""
+    since: Time
+    """When it was decided."""
+    resets_at: Time
+    """When the budget's period ends: requests that are refused are told."""
+    tiers: Annotated[
+        tuple[Annotated[str, Field(max_length=253)], ...], Field(max_length=64, json_schema_extra=SET)
+    ] = ()
+    """Tiers that requests go to first, from Downgrade on. A class none of whose cleared tiers is among them keeps its
+    own."""
+    requests_per_second: Figure | None = None
+    """With Throttle: requests per second of all classes together that are not exempt, over all gateways."""
+    tokens_per_second: Figure | None = None
+    """With Throttle: tokens per second, prompt and answer, likewise."""
+
+
 class LedgerEntry(StatusModel):
     """What one tier has used and cost since the period's start."""
 
@@ -117,6 +137,8 @@ class NamespaceBudgetStatus(StatusModel):
     """The rung that holds; absent below the first."""
     since: Time | None = None
     """Since when the rung holds."""
+    enforcement: Enforcement | None = None
+    """What gateways do about it; absent: nothing."""
     unknown: Annotated[
         tuple[Annotated[str, Field(max_length=512)], ...], Field(max_length=64, json_schema_extra=SET)
     ] = ()

@@ -122,9 +122,25 @@ def attempts(weights: Mapping[str, int], order: Sequence[str], count: int) -> At
 
 
 def plan_attempts(
-    policy: RoutingPolicy, routing_class: RoutingClass, tiers: Mapping[str, ModelTier], sensitivity: Sensitivity
+    policy: RoutingPolicy,
+    routing_class: RoutingClass,
+    tiers: Mapping[str, ModelTier],
+    sensitivity: Sensitivity,
+    preferred: Collection[str] | None = None,
 ) -> Attempts:
-    """Which tiers a request of this class and sensitivity may reach; no groups when none is cleared."""
+    """Which tiers a request of this class and sensitivity may reach; no groups when none is cleared.
+
+    Args:
+        policy: whose requests.
+        routing_class: one of its classes.
+        tiers: of the namespace, by name.
+        sensitivity: of the request.
+        preferred: tiers to which a budget downgrades; the class's others answer only when these fail. Where none of
+            them is cleared it changes nothing: a ceiling never sends a request where it must not go.
+    """
     allowed = cleared_tiers(routing_class, tiers, sensitivity)
-    weights = weights_in_force(policy, routing_class, allowed)
-    return attempts(weights, fallback_order(routing_class, allowed), routing_class.fallback.attempts)
+    first = allowed if preferred is None else tuple(name for name in allowed if name in preferred) or allowed
+    weights = weights_in_force(policy, routing_class, first)
+    order = fallback_order(routing_class, allowed)
+    order = (*(name for name in order if name in first), *(name for name in order if name not in first))
+    return attempts(weights, order, routing_class.fallback.attempts)

@@ -1,8 +1,11 @@
 """What clients get when no tier answers: bodies of OpenAI's shape that name the policy and the reason."""
 
 import json
+from datetime import UTC
+from email.utils import format_datetime
 from typing import Any
 
+from tierwise.core.ceiling import Denied
 from tierwise.render.envoy.fields import METADATA, REQUESTED_HEADER, set_header
 
 _JSON = [set_header("content-type", "application/json")]
@@ -48,6 +51,22 @@ def not_cleared(policy: str, class_name: str, sensitivity: str) -> dict[str, Any
     """403: no tier of the class may see a request of this sensitivity."""
     message = f"No tier of class {class_name} in RoutingPolicy {policy} is cleared for requests that are {sensitivity}"
     return direct(403, error(message, "permission_error", "no_cleared_tier"))
+
+
+def over_budget(namespace: str, denied: Denied) -> dict[str, Any]:
+    """429: a budget denies. `Retry-After` is a date, which stays true however long the route lives."""
+    until = denied.resets_at.astimezone(UTC)
+    message = (
+        f"NamespaceBudget {namespace}/{denied.budget} is exhausted: requests are denied until it resets at "
+        f"{until:%Y-%m-%dT%H:%M:%SZ}"
+    )
+    answer = direct(429, error(message, "insufficient_quota", "budget_exceeded"))
+    more = [
+        set_header("retry-after", format_datetime(until, usegmt=True)),
+        # OpenAI's clients try a 429 again at once, and again; this tells them not to.
+        set_header("x-should-retry", "false"),
+    ]
+    return answer | {"response_headers_to_add": [*answer["response_headers_to_add"], *more]}
 
 
 def no_tier(policy: str, class_name: str) -> dict[str, Any]:

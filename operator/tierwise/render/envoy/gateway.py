@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from tierwise.api.model_tier import ModelTier
+from tierwise.api.namespace_budget import NamespaceBudget
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.core import claims
 from tierwise.core import consumers as access_rules
@@ -70,6 +71,7 @@ class _Inputs:
     credentials: dict[str, str] = field(repr=False)
     callers: tuple[str, ...] | None
     identities: dict[str, tuple[str, ...]]
+    budgets: dict[str, NamespaceBudget] = field(default_factory=dict)
 
     def same_as(self, other: "_Inputs") -> bool:
         """Made of the very same objects: comparing them field by field would cost more than rendering."""
@@ -77,6 +79,7 @@ class _Inputs:
             _identical(self.tiers, other.tiers)
             and _identical(self.policies, other.policies)
             and _identical(self.endpoints, other.endpoints)
+            and _enforced(self.budgets) == _enforced(other.budgets)
             and (self.owners, self.hostnames, self.credentials) == (other.owners, other.hostnames, other.credentials)
             and (self.callers, self.identities) == (other.callers, other.identities)
         )
@@ -84,6 +87,11 @@ class _Inputs:
     def limits(self) -> Limits:
         """What holds for the namespace now."""
         return limits.of_namespace(self.tiers, self.policies, self.owners, self.callers, self.identities)
+
+
+def _enforced(budgets: Mapping[str, NamespaceBudget]) -> list[object]:
+    """What of budgets routes depend on: their figures move every few minutes."""
+    return [(name, each.status.enforcement, each.spec.exempt) for name, each in sorted(budgets.items())]
 
 
 def _identical(left: Mapping[str, object], right: Mapping[str, object]) -> bool:
@@ -165,6 +173,9 @@ def _inputs(world: World, settled: claims.Claims, access: Access | None) -> dict
             each.credentials[key.name] = credential
     for key, policy in sorted(world.policies.items()):
         found[key.namespace].policies[key.name] = policy
+    for key, budget in world.budgets.items():
+        if key.namespace in found:
+            found[key.namespace].budgets[key.name] = budget
     for (namespace, model), owner in settled.models.items():
         found[namespace].owners[model] = owner.name
     hostnames: dict[str, list[str]] = {}
@@ -225,7 +236,9 @@ def _bundle(inputs: _Inputs, options: GatewayOptions) -> NamespaceBundle:
     routed: Resource | None = None
     scoped: dict[str, Resource] = {}
     if inputs.owners and inputs.callers != ():  # gateways do not even ask for routes that nobody may take
-        routed = routes.configuration(namespace, inputs.policies, inputs.owners, tiers, inputs.identities, options)
+        routed = routes.configuration(
+            namespace, inputs.policies, inputs.owners, tiers, inputs.identities, inputs.budgets, options
+        )
         scoped = (
             scopes.of_namespace(namespace, inputs.hostnames)
             if inputs.callers is None

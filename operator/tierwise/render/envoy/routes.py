@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from tierwise.api.model_tier import ModelTier
+from tierwise.api.namespace_budget import NamespaceBudget
 from tierwise.api.routing_class import ClassMatch, FallbackReason, HeaderMatch, RoutingClass
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.api.scalars import Sensitivity
-from tierwise.core import routing, sensitivity
+from tierwise.core import ceiling, routing, sensitivity
 from tierwise.core.world import Key
 from tierwise.render.envoy import consumers, errors, models
 from tierwise.render.envoy.bundle import Resource
@@ -52,6 +53,7 @@ def configuration(
     owners: Mapping[str, str],
     tiers: Mapping[str, ModelTier],
     identities: Mapping[str, tuple[str, ...]],
+    budgets: Mapping[str, NamespaceBudget],
     options: GatewayOptions,
 ) -> Resource:
     """The namespace's routes.
@@ -62,10 +64,13 @@ def configuration(
         owners: model -> name of the policy that owns it.
         tiers: the namespace's tiers by name.
         identities: consumer -> what it is known by.
+        budgets: the namespace's, by name.
         options: the gateway's settings.
     """
     by_model = {
-        model: _route_list(_Policy(Key(namespace, owner), policies[owner], tiers, identities, options).routes(model))
+        model: _route_list(
+            _Policy(Key(namespace, owner), policies[owner], tiers, identities, budgets, options).routes(model)
+        )
         for model, owner in sorted(owners.items())
     }
     listing = {"match": models.MATCH, **models.listing(namespace, policies, owners, qualified=False)}
@@ -120,6 +125,7 @@ class _Policy:
     policy: RoutingPolicy
     tiers: Mapping[str, ModelTier]
     identities: Mapping[str, tuple[str, ...]]
+    budgets: Mapping[str, NamespaceBudget]
     options: GatewayOptions
 
     def routes(self, model: str) -> list[dict[str, Any]]:
@@ -135,24 +141,37 @@ class _Policy:
 
     def _of_class(self, routing_class: RoutingClass, conditions: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """A route per level that a header may raise it to, where that changes tiers; then the class's own."""
+        held = ceiling.of_class(self.budgets, self.key.name, routing_class.name)
+        if held.denied is not None:
+            return [
+                self._route(routing_class, conditions, "Denied", errors.over_budget(self.key.namespace, held.denied))
+            ]
         least = sensitivity.effective(self.policy, routing_class)
         levels = sorted((level for level in Sensitivity if level >= least), reverse=True)
-        plans = {level: routing.plan_attempts(self.policy, routing_class, self.tiers, level) for level in levels}
+        plans = {
+            level: routing.plan_attempts(self.policy, routing_class, self.tiers, level, held.tiers) for level in levels
+        }
         routes = []
         for level in levels:
             if level > least and plans[level] == plans[least]:
                 continue  # the class's own route does the same
             headers = conditions + (_raised_to(level) if level > least else [])
-            match: dict[str, Any] = {"safe_regex": {"regex": ENDPOINTS}}
-            if headers:
-                match["headers"] = headers
-            route = {
-                "name": f"{self.key}/{routing_class.name}/{level.value}",
-                "match": match,
-                "metadata": self._labels(routing_class.name),
-            }
-            routes.append(route | self._action(routing_class, plans[level], level))
+            action = self._action(routing_class, plans[level], level)
+            routes.append(self._route(routing_class, headers, level.value, action))
         return routes
+
+    def _route(
+        self, routing_class: RoutingClass, headers: list[dict[str, Any]], name: str, action: dict[str, Any]
+    ) -> dict[str, Any]:
+        match: dict[str, Any] = {"safe_regex": {"regex": ENDPOINTS}}
+        if headers:
+            match["headers"] = headers
+        route = {
+            "name": f"{self.key}/{routing_class.name}/{name}",
+            "match": match,
+            "metadata": self._labels(routing_class.name),
+        }
+        return route | action
 
     def _labels(self, class_name: str) -> dict[str, Any]:
         return metadata(**{"namespace": self.key.namespace, "policy": self.key.name, "class": class_name})
