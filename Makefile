@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 DEMO_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup cluster-binaries demo test lint types unit e2e lock crds bench-propagation bench-steady-state audit-sensitivity clean
+.PHONY: help setup cluster-binaries demo test lint types unit e2e lock crds bench-propagation bench-steady-state bench-ceiling audit-sensitivity clean
 
 help:  ## This list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -61,6 +61,9 @@ bench-propagation: setup cluster-binaries  ## Print how long a weight change tak
 
 bench-steady-state: setup cluster-binaries  ## Ten quiet minutes: print the operator's writes from the audit log
 	TIERWISE_STEADY_SECONDS=600 $(PYTEST) e2e/test_operator_cluster.py -k at_rest --timeout=900 -s
+
+bench-ceiling: setup  ## Print how long a budget's decision takes to reach clients
+	TIERWISE_CEILING_TIMES=50 $(PYTEST) tests/envoy/test_ceiling_live.py -k "deny_answers or downgrade_prefers or at_once" -s
 
 audit-sensitivity: setup  ## Generate 100,000 policies and 1,000 violations for the checker of sensitivity (an hour)
 	TIERWISE_AUDIT_POLICIES=100000 TIERWISE_AUDIT_VIOLATIONS=1000 $(PYTEST) tests/envoy/test_audit.py --timeout=14400 -s

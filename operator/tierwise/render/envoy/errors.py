@@ -6,7 +6,7 @@ from email.utils import format_datetime
 from typing import Any
 
 from tierwise.core.ceiling import Denied
-from tierwise.render.envoy.fields import METADATA, REQUESTED_HEADER, set_header
+from tierwise.render.envoy.fields import METADATA, REQUESTED_HEADER, extension, set_header
 
 _JSON = [set_header("content-type", "application/json")]
 _ASKED = f"%REQ({REQUESTED_HEADER})%"
@@ -93,6 +93,15 @@ def unknown_endpoint() -> dict[str, Any]:
     return direct(404, error("Unknown endpoint", "invalid_request_error", "unknown_endpoint"))
 
 
+_THROTTLED = {
+    "extension_filter": extension(
+        "throttled",
+        "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter",
+        expression=f"'{METADATA}.throttle' in xds.route_metadata.filter_metadata",
+    )
+}
+
+
 def local_replies(*, authenticated: bool) -> dict[str, Any]:
     """What Envoy itself answers, in the same shape. Mapped on flags: a status could also be a route's own answer."""
     why = (
@@ -119,6 +128,12 @@ def local_replies(*, authenticated: bool) -> dict[str, Any]:
         "invalid_request_error",
         "invalid_api_key",
     )
+    throttled = error(
+        f"Requests of {_POLICY}, {_CLASS}, are throttled: NamespaceBudget "
+        f"%METADATA(ROUTE:{METADATA}.throttle:budget)% is nearly exhausted",
+        "rate_limit_error",
+        "budget_throttled",
+    )
     large = error("The request body is too large for this gateway", "invalid_request_error", "request_too_large")
     return {
         "mappers": [
@@ -127,6 +142,8 @@ def local_replies(*, authenticated: bool) -> dict[str, Any]:
             _mapper(_flags("UH", "UF", "UC", "UO", "LR", "UR", "NC", "URX", "UPE"), unavailable, 503),
             _mapper(_status(413), large, 413),
             _mapper(_status(401), stranger, 401),
+            # Of a status: the flag is set too late. Routes that answer 429 by themselves have no bucket.
+            _mapper({"and_filter": {"filters": [_status(429), _THROTTLED]}}, throttled, 429),
         ]
     }
 

@@ -15,6 +15,8 @@ ISSUER_HEADER = "x-tierwise-issuer"
 SUBJECT_HEADER = "x-tierwise-subject"
 IDENTITY_HEADER = "x-tierwise-identity"
 CONSUMER_HEADER = "x-tierwise-consumer"
+OUTPUT_HEADER = "x-tierwise-output-tokens"
+THROTTLE_HEADER = "x-tierwise-throttle"
 
 # What clients may send, and what they get back.
 SENSITIVITY_HEADER = "x-tierwise-sensitivity"

@@ -8,7 +8,7 @@ drain its connections.
 
 from typing import Any
 
-from tierwise.render.envoy import accesslog, consumers, lua
+from tierwise.render.envoy import accesslog, consumers, lua, throttle
 from tierwise.render.envoy.fields import (
     BAD_BODY,
     BYTES_HEADER,
@@ -20,10 +20,12 @@ from tierwise.render.envoy.fields import (
     METADATA,
     MODEL_HEADER,
     NO_MODEL,
+    OUTPUT_HEADER,
     PATH_STATE,
     REQUESTED_HEADER,
     SCOPE_HEADER,
     SUBJECT_HEADER,
+    THROTTLE_HEADER,
     USAGE_METADATA,
     extension,
     set_header,
@@ -44,6 +46,8 @@ INTERNAL_HEADERS = (
     SUBJECT_HEADER,
     IDENTITY_HEADER,
     CONSUMER_HEADER,
+    OUTPUT_HEADER,
+    THROTTLE_HEADER,
     # These steer Envoy's router: time-outs, retries and where a request goes are the policy's.
     "x-envoy-attempt-count",
     "x-envoy-decorator-operation",
@@ -256,6 +260,7 @@ def chain(options: GatewayOptions) -> list[dict[str, Any]]:
         model_of_body(),
         routing_headers(authenticated=authentication is not None),
         choose_route_again(),
+        *throttle.filters(),
         usage_of_stream_stays_here(),
         usage_of_stream(),
         usage_of_body(),

@@ -72,6 +72,7 @@ class _Inputs:
     callers: tuple[str, ...] | None
     identities: dict[str, tuple[str, ...]]
     budgets: dict[str, NamespaceBudget] = field(default_factory=dict)
+    gateways: int = 1
 
     def same_as(self, other: "_Inputs") -> bool:
         """Made of the very same objects: comparing them field by field would cost more than rendering."""
@@ -79,6 +80,7 @@ class _Inputs:
             _identical(self.tiers, other.tiers)
             and _identical(self.policies, other.policies)
             and _identical(self.endpoints, other.endpoints)
+            and self.gateways == other.gateways
             and _enforced(self.budgets) == _enforced(other.budgets)
             and (self.owners, self.hostnames, self.credentials) == (other.owners, other.hostnames, other.credentials)
             and (self.callers, self.identities) == (other.callers, other.identities)
@@ -181,7 +183,20 @@ def _inputs(world: World, settled: claims.Claims, access: Access | None) -> dict
     hostnames: dict[str, list[str]] = {}
     for hostname, owner in settled.hostnames.items():
         hostnames.setdefault(owner.namespace, []).append(hostname)
-    return {name: replace(each, hostnames=tuple(hostnames.get(name, ()))) for name, each in found.items()}
+    return {
+        name: replace(each, hostnames=tuple(hostnames.get(name, ())), gateways=_gateways(world, name))
+        for name, each in found.items()
+    }
+
+
+def _gateways(world: World, namespace: str) -> int:
+    """Gateways that share a rate: all that some operator replica serves; 1 while none is known."""
+    counts: dict[str, int] = {}
+    for policy in world.policies_in(namespace).values():
+        for entry in policy.status.gateways:
+            if world.live_replicas is None or entry.name in world.live_replicas:
+                counts[entry.name] = max(counts.get(entry.name, 0), entry.connected)
+    return max(1, sum(counts.values()))
 
 
 def _callers(access: Access | None, namespace: str) -> tuple[tuple[str, ...] | None, dict[str, tuple[str, ...]]]:
@@ -237,7 +252,14 @@ def _bundle(inputs: _Inputs, options: GatewayOptions) -> NamespaceBundle:
     scoped: dict[str, Resource] = {}
     if inputs.owners and inputs.callers != ():  # gateways do not even ask for routes that nobody may take
         routed = routes.configuration(
-            namespace, inputs.policies, inputs.owners, tiers, inputs.identities, inputs.budgets, options
+            namespace,
+            inputs.policies,
+            inputs.owners,
+            tiers,
+            inputs.identities,
+            inputs.budgets,
+            options,
+            gateways=inputs.gateways,
         )
         scoped = (
             scopes.of_namespace(namespace, inputs.hostnames)

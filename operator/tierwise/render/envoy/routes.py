@@ -11,7 +11,7 @@ from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.api.scalars import Sensitivity
 from tierwise.core import ceiling, routing, sensitivity
 from tierwise.core.world import Key
-from tierwise.render.envoy import consumers, errors, models
+from tierwise.render.envoy import consumers, errors, models, throttle
 from tierwise.render.envoy.bundle import Resource
 from tierwise.render.envoy.fields import (
     ATTEMPTS_HEADER,
@@ -55,6 +55,8 @@ def configuration(
     identities: Mapping[str, tuple[str, ...]],
     budgets: Mapping[str, NamespaceBudget],
     options: GatewayOptions,
+    *,
+    gateways: int = 1,
 ) -> Resource:
     """The namespace's routes.
 
@@ -66,10 +68,11 @@ def configuration(
         identities: consumer -> what it is known by.
         budgets: the namespace's, by name.
         options: the gateway's settings.
+        gateways: that share a budget's rates.
     """
     by_model = {
         model: _route_list(
-            _Policy(Key(namespace, owner), policies[owner], tiers, identities, budgets, options).routes(model)
+            _Policy(Key(namespace, owner), policies[owner], tiers, identities, budgets, options, gateways).routes(model)
         )
         for model, owner in sorted(owners.items())
     }
@@ -127,6 +130,7 @@ class _Policy:
     identities: Mapping[str, tuple[str, ...]]
     budgets: Mapping[str, NamespaceBudget]
     options: GatewayOptions
+    gateways: int
 
     def routes(self, model: str) -> list[dict[str, Any]]:
         """Routes of one model: its classes in order, then what no class takes."""
@@ -166,10 +170,17 @@ class _Policy:
         match: dict[str, Any] = {"safe_regex": {"regex": ENDPOINTS}}
         if headers:
             match["headers"] = headers
+        held = ceiling.of_class(self.budgets, self.key.name, routing_class.name)
+        limited = (
+            throttle.of_route(throttle.metadata(self.key.namespace, held.rates, self.gateways))
+            if held.denied is None
+            else {}
+        )
+        labels = self._labels(routing_class.name)
         route = {
             "name": f"{self.key}/{routing_class.name}/{name}",
             "match": match,
-            "metadata": self._labels(routing_class.name),
+            "metadata": {"filter_metadata": labels["filter_metadata"] | limited},
         }
         return route | action
 
