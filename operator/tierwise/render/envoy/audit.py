@@ -356,7 +356,7 @@ def _reached(action: Resource, name: str) -> Iterator[str]:
     config = action["inline_cluster_specifier_plugin"]["extension"]["typed_config"]
     if config["@type"].rpartition("/")[2] != _GROUPS:
         raise _Unknown(f"route {name} chooses its cluster by {config['@type']}")
-    _only(config, {"@type", "priority_groups"}, f"the clusters of route {name}")
+    _only(config, {"@type", "priority_groups", "use_hash_policy"}, f"the clusters of route {name}")
     for group in config["priority_groups"]:
         _only(group, {"name", "clusters"}, f"a group of route {name}")
         for one in group["clusters"]:
