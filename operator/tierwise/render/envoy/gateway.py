@@ -18,12 +18,20 @@ from tierwise.render.envoy import (
     limits,
     listener,
     models,
+    relay,
     routes,
     scopes,
     secrets,
 )
 from tierwise.render.envoy.bundle import GatewayConfig, Limits, NamespaceBundle, Resource
-from tierwise.render.envoy.fields import BAD_BODY, DEFAULT_ROUTES, LISTENER_NAME, NO_MODEL, REQUESTED_HEADER
+from tierwise.render.envoy.fields import (
+    BAD_BODY,
+    DEFAULT_ROUTES,
+    LISTENER_NAME,
+    NO_MODEL,
+    RELAY_LISTENER,
+    REQUESTED_HEADER,
+)
 from tierwise.render.envoy.options import DEFAULTS, GatewayOptions
 from tierwise.render.envoy.protos import (
     CLUSTER,
@@ -70,6 +78,7 @@ class _Inputs:
     credentials: dict[str, str] = field(repr=False)
     callers: tuple[str, ...] | None
     identities: dict[str, tuple[str, ...]]
+    gateways: int = 1
 
     def same_as(self, other: "_Inputs") -> bool:
         """Made of the very same objects: comparing them field by field would cost more than rendering."""
@@ -79,6 +88,7 @@ class _Inputs:
             and _identical(self.endpoints, other.endpoints)
             and (self.owners, self.hostnames, self.credentials) == (other.owners, other.hostnames, other.credentials)
             and (self.callers, self.identities) == (other.callers, other.identities)
+            and self.gateways == other.gateways
         )
 
     def limits(self) -> Limits:
@@ -117,7 +127,7 @@ class Renderer:
             else:
                 bundles[namespace] = outcome
         shared = {
-            LISTENER: {LISTENER_NAME: listener.listener(self._options)},
+            LISTENER: {LISTENER_NAME: listener.listener(self._options), RELAY_LISTENER: relay.listener(self._options)},
             ROUTES: {DEFAULT_ROUTES: _default_routes(inputs if access is None else {})},
             SCOPE: scopes.default(),
         }
@@ -170,7 +180,20 @@ def _inputs(world: World, settled: claims.Claims, access: Access | None) -> dict
     hostnames: dict[str, list[str]] = {}
     for hostname, owner in settled.hostnames.items():
         hostnames.setdefault(owner.namespace, []).append(hostname)
-    return {name: replace(each, hostnames=tuple(hostnames.get(name, ()))) for name, each in found.items()}
+    return {
+        name: replace(each, hostnames=tuple(hostnames.get(name, ())), gateways=_gateways(world, name))
+        for name, each in found.items()
+    }
+
+
+def _gateways(world: World, namespace: str) -> int:
+    """Gateways that share a provider's limits: all that some operator replica serves; 1 while none is known."""
+    counts: dict[str, int] = {}
+    for policy in world.policies_in(namespace).values():
+        for entry in policy.status.gateways:
+            if world.live_replicas is None or entry.name in world.live_replicas:
+                counts[entry.name] = max(counts.get(entry.name, 0), entry.connected)
+    return max(1, sum(counts.values()))
 
 
 def _callers(access: Access | None, namespace: str) -> tuple[tuple[str, ...] | None, dict[str, tuple[str, ...]]]:
@@ -219,7 +242,9 @@ def _bundle(inputs: _Inputs, options: GatewayOptions) -> NamespaceBundle:
             continue
         credential = inputs.credentials.get(name)
         usable = credential is not None or tier.spec.external.credentials_ref is None
-        found[str(key)] = clusters.external(key, tier, tier.spec.external, removed, options, usable=usable)
+        found |= clusters.external(
+            key, tier, tier.spec.external, removed, options, usable=usable, gateways=inputs.gateways
+        )
         if credential is not None:
             credentials[str(key)] = secrets.secret(str(key), credential)
     routed: Resource | None = None

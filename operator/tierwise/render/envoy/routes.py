@@ -20,6 +20,7 @@ from tierwise.render.envoy.fields import (
     NO_MODEL,
     SENSITIVITY_HEADER,
     TIER_HEADER,
+    UNREACHED_HEADER,
     extension,
     metadata,
     seconds,
@@ -204,6 +205,14 @@ def _retries(routing_class: RoutingClass) -> dict[str, Any]:
     """Retries for the reasons that the user lists and no others; each goes to the next group."""
     fallback = routing_class.fallback
     reasons = dict.fromkeys(word for reason in sorted(fallback.when) for word in _RETRY_ON[reason])
+    headers = []
+    if {FallbackReason.CONNECT_FAILURE, FallbackReason.TIMEOUT} & {*fallback.when}:
+        # What the relay says of a provider that it could not reach.
+        headers.append({"name": UNREACHED_HEADER, "present_match": True})
+    if FallbackReason.LOW_CONFIDENCE in fallback.when:
+        headers.append({"name": "x-low-confidence", "string_match": {"exact": "true"}})
+    if headers:
+        reasons["retriable-headers"] = None
     policy: dict[str, Any] = {
         "retry_on": ",".join(sorted(reasons)),
         "num_retries": fallback.attempts - 1,
@@ -217,8 +226,8 @@ def _retries(routing_class: RoutingClass) -> dict[str, Any]:
     }
     if FallbackReason.RATE_LIMITED in fallback.when:
         policy["retriable_status_codes"] = [429]
-    if FallbackReason.LOW_CONFIDENCE in fallback.when:
-        policy["retriable_headers"] = [{"name": "x-low-confidence", "string_match": {"exact": "true"}}]
+    if headers:
+        policy["retriable_headers"] = headers
     if FallbackReason.TIMEOUT in fallback.when:
         policy["per_try_timeout"] = seconds(fallback.timeout.seconds)
     return policy

@@ -14,11 +14,16 @@ from tierwise.render.envoy.fields import (
     CONSUMER_HEADER,
     IDENTITY_HEADER,
     ISSUER_HEADER,
+    METADATA,
     MODEL_HEADER,
+    PROVIDER_HEADER,
+    REQUEST_UNITS_HEADER,
     REQUESTED_HEADER,
+    ROUTE_HEADER,
     SCOPE_HEADER,
     SENSITIVITY_HEADER,
     SUBJECT_HEADER,
+    TOKEN_UNITS_HEADER,
     extension,
     set_header,
     typed,
@@ -37,6 +42,10 @@ PRIVATE_HEADERS = (
     SUBJECT_HEADER,
     IDENTITY_HEADER,
     CONSUMER_HEADER,
+    PROVIDER_HEADER,
+    ROUTE_HEADER,
+    REQUEST_UNITS_HEADER,
+    TOKEN_UNITS_HEADER,
     SENSITIVITY_HEADER,
     "x-envoy-expected-rq-timeout-ms",
     "x-envoy-original-host",
@@ -70,14 +79,32 @@ def reset(removed: tuple[str, ...], headers: tuple[tuple[str, str], ...]) -> dic
     )
 
 
-def request_for_tier(*, model: str, base: str, host: str) -> dict[str, Any]:
-    """Path, host and body for one tier; `base` replaces the leading `/v1` of the client's path."""
+def relayed(removed: tuple[str, ...], provider: str) -> dict[str, Any]:
+    """As `reset`, and names the cluster that the relay shall take, and the route for the relay's words."""
+    route = f"RoutingPolicy %METADATA(ROUTE:{METADATA}:namespace)%/%METADATA(ROUTE:{METADATA}:policy)%"
+    route += f", class %METADATA(ROUTE:{METADATA}:class)%"
+    return reset(removed, ((PROVIDER_HEADER, provider), (ROUTE_HEADER, route)))
+
+
+def request_for_tier(
+    *, model: str, base: str, host: str, request_units: int = 0, token_units: float = 0.0
+) -> dict[str, Any]:
+    """Path, host and body for one tier.
+
+    Args:
+        model: name of the model that the tier serves, as it stands between quotes.
+        base: replaces the leading `/v1` of the client's path.
+        host: the tier's name.
+        request_units: what a request takes of the relay's bucket; 0: nothing.
+        token_units: what each of its tokens takes.
+    """
+    limits = {"request_units": request_units, "token_units": token_units} if request_units or token_units else {}
     return extension(
         "tierwise.request",
         "envoy.extensions.filters.http.lua.v3.Lua",
         default_source_code={"inline_string": lua.SOURCE},
         shared_vm_id=lua.VM_ID,
-        filter_context={"model": model, "base": base, "host": host},
+        filter_context={"model": model, "base": base, "host": host, **limits},
     )
 
 
