@@ -185,3 +185,24 @@ async def test_a_stream_through_the_relay_arrives_whole_and_ends_with_its_client
     answer = await lab.ask(stream=True)
     assert answer.body.count(b"data: ") == 201
     assert answer.body.endswith(b"data: [DONE]\n\n")
+
+
+async def test_what_a_provider_refuses_is_counted_for_the_loop(lab, upstream):
+    a, x = await upstream("a"), await upstream("x", fault="429")
+    await lab.settle(provider(x, a, name="counted"))
+    assert await lab.count(6) == {"a": 6}
+    x.fault_headers = {"retry-after": "60"}
+    assert await lab.count(4) == {"a": 4}
+    assert len(x.seen) == 7, "three of the last were held back"
+
+    async def counted():
+        found = await lab.metrics()
+        return sum(
+            value for name, value in found.items() if "tierwise_refused" in name and 'tierwise_tier="counted"' in name
+        )
+
+    await lab.eventually(lambda: until(counted, 10))
+
+
+async def until(counted, wanted):
+    return await counted() == wanted

@@ -176,8 +176,8 @@ def _replies() -> dict[str, Any]:
     """What Envoy answers here in the provider's place."""
     who = f"%FILTER_STATE({_ROUTE_STATE}:PLAIN)%"
     held = errors.error(
-        f"The gateway held this request back, and no other tier of {who}, may answer (%RESP({HELD_HEADER})%: 'limit' is "
-        "spec.external.limits of the tier, 'retry-after' a pause that its provider asked for)",
+        f"The gateway held this request back, and no other tier of {who}, may answer (%RESP({HELD_HEADER})%: 'limit' "
+        "is spec.external.limits of the tier, 'retry-after' a pause that its provider asked for)",
         "rate_limit_error",
         "rate_limit_exceeded",
     )
