@@ -337,7 +337,7 @@ def _relayed(bundle: NamespaceBundle, limits: Limits, name: str, cluster: Resour
         for one in _chain(cluster)
         if one["typed_config"]["@type"].rpartition("/")[2] == _HEADERS
         for mutation in one["typed_config"]["mutations"]["request_mutations"]
-        if mutation.get("append", {}).get("header", {}).get("key") == PROVIDER_HEADER
+        if mutation.get("append", {}).get("header", {}).get("key", "").lower() == PROVIDER_HEADER
     ]
     if named != [name + _PROVIDER]:
         yield f"cluster {name} has the relay take {', '.join(named) or 'what the client says'}"
