@@ -206,3 +206,24 @@ async def test_what_a_provider_refuses_is_counted_for_the_loop(lab, upstream):
 
 async def until(counted, wanted):
     return await counted() == wanted
+
+
+FORCED = b'"stream_options":{"include_usage":true},'
+
+
+async def test_stream_options_are_taken_out_for_a_provider_that_refuses_them(lab, upstream):
+    x = await upstream("x")
+    model = b'"model":"legal/assistant"'
+    for sent, seen in {
+        b'{"a":[{"stream_options":1}],"stream":true,%s}': b'{"a":[{"stream_options":1}],"stream":true,%s}',
+        b'{%s,"stream":true,"stream_options":{"include_usage":true}}': b'{%s,"stream":true}',
+        b'{"stream_options" : {"x":[1,{"y":"}"}]} , "stream":true,%s}': b'{"stream":true,%s}',
+        b'{%s, "stream_options": null}': b"{%s}",
+        b'{%s,"messages":"\\"stream_options\\":{}"}': b'{%s,"messages":"\\"stream_options\\":{}"}',
+    }.items():
+        await lab.settle(provider(x, streamUsage="Always"))
+        assert (await lab.ask(body=sent % model)).status == 200
+        assert x.seen[-1].body == seen % b'"model":"provider-large-1"'
+    await lab.settle(provider(x, limits={"tokensPerMinute": 1_000_000}))
+    assert (await lab.ask(body=b'{"stream":true,%s}' % model)).status == 200
+    assert x.seen[-1].body == b"{" + FORCED + b'"stream":true,"model":"provider-large-1"}'

@@ -36,6 +36,7 @@ _HEADERS = "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation"
 _LUA = "envoy.extensions.filters.http.lua.v3.Lua"
 _CODEC = "envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec"
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+_SCRIPTS = {"tierwise.request", "tierwise.external"}
 _RELAY = "tierwise/providers"
 _PROVIDER = "@provider"
 _REFUSES = ("127.0.0.1", 1)
@@ -352,7 +353,7 @@ def _chain(cluster: Resource) -> Sequence[Resource]:
     filters: Sequence[Resource] = options[_HTTP_OPTIONS]["http_filters"]
     for one in filters:
         kind = one["typed_config"]["@type"].rpartition("/")[2]
-        if kind not in {_HEADERS, _CODEC} and not (kind == _LUA and one["name"] == "tierwise.request"):
+        if kind not in {_HEADERS, _CODEC} and not (kind == _LUA and one["name"] in _SCRIPTS):
             raise _Unknown(f"cluster {cluster['name']} has the filter {one['name']}")
     return filters
 

@@ -5,7 +5,7 @@ import json
 from typing import Any
 from urllib.parse import urlsplit
 
-from tierwise.api.external import External
+from tierwise.api.external import External, StreamUsage
 from tierwise.api.model_tier import ModelTier
 from tierwise.core.world import Key
 from tierwise.render.envoy import endpoints, relay, upstream
@@ -89,14 +89,17 @@ def external(
     default_port = port == (443 if url.scheme == "https" else 80)
     authority = f"[{host}]" if ":" in host else host
     before = [
-        upstream.relayed(removed, name),
+        upstream.relayed(removed, name, relay.request_units(provider.limits, gateways)),
         upstream.request_for_tier(
             model=_json_text(tier.spec.model),
             base=url.path.rstrip("/"),
             host=authority if default_port else f"{authority}:{port}",
-            **relay.units(provider.limits, gateways),
         ),
     ]
+    token_units = relay.token_units(provider.limits, gateways)
+    refuses = provider.stream_usage is StreamUsage.ALWAYS
+    if token_units or refuses:
+        before.append(upstream.for_provider(token_units=token_units, refuses_options=refuses))
     filters = [upstream.reset(removed, tuple((header.name, header.value) for header in provider.headers))]
     ref = provider.credentials_ref
     if ref is not None and usable:

@@ -13,19 +13,11 @@ What it changes in a JSON body, all other bytes stay as they are:
 `choices[0]` of every event, and this one has no choices. An event that arrives in pieces is passed on as it is.
 """
 
-from tierwise.render.envoy.fields import METADATA, PATH_STATE, REQUEST_UNITS_HEADER, TOKEN_UNITS_HEADER
+from tierwise.render.envoy.fields import METADATA, PATH_STATE
 
 VM_ID = "tierwise"
 
-ASSUMED_TOKENS = 512
-"""Tokens of an answer whose request states no most, for providers' limits."""
-
-BUCKET_UNITS = 1_000_000_000
-"""What a provider's full bucket holds: a tenth of its limit per minute, whatever that is."""
-
 SOURCE = (
-    f"local ASSUMED, BUCKET = {ASSUMED_TOKENS}, {BUCKET_UNITS}\n"
-    f"local REQUESTS, TOKENS = '{REQUEST_UNITS_HEADER}', '{TOKEN_UNITS_HEADER}'\n"
     r"""
 -- The end of the JSON string whose opening quote is at i.
 local function string_end(s, i)
@@ -72,7 +64,7 @@ end
 local function rewrite(s, model)
   local _, open = string.find(s, '^%s*{')
   if not open then return nil end
-  local edits, spans, stream, options, answer = {}, {}, false, nil, nil
+  local edits, spans, stream, options = {}, {}, false, nil
   local close = each_key(s, open, function(key, v)
     if key == 'model' and string.byte(s, v) == 34 then
       spans[#spans + 1] = v
@@ -80,8 +72,6 @@ local function rewrite(s, model)
       stream = string.sub(s, v, v + 3) == 'true'
     elseif key == 'stream_options' then
       options = v
-    elseif key == 'max_tokens' or key == 'max_completion_tokens' or key == 'max_output_tokens' then
-      answer = tonumber(string.match(s, '^%d+', v)) or answer
     end
   end)
   if not close then return nil end
@@ -107,7 +97,7 @@ local function rewrite(s, model)
       edits[#edits + 1] = {options, options + 3, '{"include_usage":true}'}
     end
   end
-  if #edits == 0 then return nil, answer end
+  if #edits == 0 then return nil end
   table.sort(edits, function(a, b) return a[1] < b[1] end)
   local out, from = {}, 1
   for _, e in ipairs(edits) do
@@ -116,13 +106,12 @@ local function rewrite(s, model)
     from = e[2] + 1
   end
   out[#out + 1] = string.sub(s, from)
-  return table.concat(out), answer
+  return table.concat(out)
 end
 
 function envoy_on_request(handle)
   local tier = handle:filterContext()
   local model = tier:get('model')  -- before the wait for the body, after which `tier` is gone
-  local request_units, token_units = tier:get('request_units') or 0, tier:get('token_units') or 0
   local headers = handle:headers()
   local path = handle:streamInfo():filterState():get('"""
     + PATH_STATE
@@ -131,17 +120,8 @@ function envoy_on_request(handle)
   headers:replace(':authority', tier:get('host'))
   headers:remove('content-length')
   local body = handle:body(true)
-  local length = body:length()
-  local rewritten, answer = rewrite(body:getBytes(0, length), model)
+  local rewritten = rewrite(body:getBytes(0, body:length()), model)
   if rewritten then body:setBytes(rewritten) end
-  if request_units > 0 then handle:headers():replace(REQUESTS, string.format('%d', request_units)) end
-  if token_units > 0 then
-    if not answer then
-      answer = (string.find(path, 'completions$') or string.find(path, 'responses$')) and ASSUMED or 0
-    end
-    local units = math.ceil((math.ceil(length / 4) + answer) * token_units)
-    handle:headers():replace(TOKENS, string.format('%d', math.min(math.max(units, 1), BUCKET)))
-  end
 end
 """
 )

@@ -9,7 +9,7 @@ or its `Retry-After`, is answered there with a 429, for which the router, on its
 from typing import Any
 
 from tierwise.api.external import ProviderLimits
-from tierwise.render.envoy import errors, hold_lua, lua
+from tierwise.render.envoy import errors, hold_lua
 from tierwise.render.envoy.bundle import Resource
 from tierwise.render.envoy.fields import (
     HELD_HEADER,
@@ -25,6 +25,7 @@ from tierwise.render.envoy.fields import (
 )
 from tierwise.render.envoy.options import GatewayOptions
 from tierwise.render.envoy.protos import LISTENER
+from tierwise.render.envoy.provider_lua import BUCKET_UNITS
 
 PROVIDER = "@provider"
 """Suffix of the cluster that holds a provider's addresses. No tier's name has an `@`, so no route can mean it."""
@@ -46,8 +47,8 @@ def host() -> dict[str, Any]:
     return {"endpoint": {"address": {"envoy_internal_address": {"server_listener_name": RELAY_LISTENER}}}}
 
 
-def units(limits: ProviderLimits | None, gateways: int) -> dict[str, Any]:
-    """What a request and a token take of a provider's bucket, of which each gateway has its share.
+def request_units(limits: ProviderLimits | None, gateways: int) -> int:
+    """What a request takes of a provider's bucket, of which each gateway has its share; 0 without a limit.
 
     A bucket holds a tenth of the limit per minute, and nine tenths flow in during a minute: in no minute can more than
     the limit flow out.
@@ -56,13 +57,16 @@ def units(limits: ProviderLimits | None, gateways: int) -> dict[str, Any]:
         limits: the provider's.
         gateways: that share them, at least 1.
     """
-    found: dict[str, Any] = {}
-    if limits is not None and limits.requests_per_minute is not None:
-        each = -(-10 * lua.BUCKET_UNITS * gateways // limits.requests_per_minute)
-        found["request_units"] = min(lua.BUCKET_UNITS, each)
-    if limits is not None and limits.tokens_per_minute is not None:
-        found["token_units"] = 10 * lua.BUCKET_UNITS * gateways / limits.tokens_per_minute
-    return found
+    if limits is None or limits.requests_per_minute is None:
+        return 0
+    return min(BUCKET_UNITS, -(-10 * BUCKET_UNITS * gateways // limits.requests_per_minute))
+
+
+def token_units(limits: ProviderLimits | None, gateways: int) -> float:
+    """What a token takes of the bucket for tokens, as `request_units`."""
+    if limits is None or limits.tokens_per_minute is None:
+        return 0.0
+    return 10 * BUCKET_UNITS * gateways / limits.tokens_per_minute
 
 
 def _hold() -> dict[str, Any]:
@@ -97,8 +101,8 @@ def _limit(name: str, header: str) -> dict[str, Any]:
             {
                 "entries": [{"key": "header_match", "value": "limited"}, {"key": "provider"}],
                 "token_bucket": {
-                    "max_tokens": lua.BUCKET_UNITS,
-                    "tokens_per_fill": lua.BUCKET_UNITS * 9 // 10,
+                    "max_tokens": BUCKET_UNITS,
+                    "tokens_per_fill": BUCKET_UNITS * 9 // 10,
                     "fill_interval": "6s",
                 },
             }

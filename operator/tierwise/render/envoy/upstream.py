@@ -6,7 +6,7 @@ travel on to the next tier. So every chain begins by removing all of it, and the
 
 from typing import Any
 
-from tierwise.render.envoy import lua
+from tierwise.render.envoy import lua, provider_lua
 from tierwise.render.envoy.fields import (
     ADS,
     BYTES_HEADER,
@@ -79,32 +79,39 @@ def reset(removed: tuple[str, ...], headers: tuple[tuple[str, str], ...]) -> dic
     )
 
 
-def relayed(removed: tuple[str, ...], provider: str) -> dict[str, Any]:
-    """As `reset`, and names the cluster that the relay shall take, and the route for the relay's words."""
-    route = f"RoutingPolicy %METADATA(ROUTE:{METADATA}:namespace)%/%METADATA(ROUTE:{METADATA}:policy)%"
-    route += f", class %METADATA(ROUTE:{METADATA}:class)%"
-    return reset(removed, ((PROVIDER_HEADER, provider), (ROUTE_HEADER, route)))
-
-
-def request_for_tier(
-    *, model: str, base: str, host: str, request_units: int = 0, token_units: float = 0.0
-) -> dict[str, Any]:
-    """Path, host and body for one tier.
+def relayed(removed: tuple[str, ...], provider: str, request_units: int) -> dict[str, Any]:
+    """As `reset`, and tells the relay which cluster to take, on whose behalf, and what a request takes of a limit.
 
     Args:
-        model: name of the model that the tier serves, as it stands between quotes.
-        base: replaces the leading `/v1` of the client's path.
-        host: the tier's name.
-        request_units: what a request takes of the relay's bucket; 0: nothing.
-        token_units: what each of its tokens takes.
+        removed: headers that no tier but their owner may see.
+        provider: the cluster.
+        request_units: of the relay's bucket; 0: there is no limit.
     """
-    limits = {"request_units": request_units, "token_units": token_units} if request_units or token_units else {}
+    route = f"RoutingPolicy %METADATA(ROUTE:{METADATA}:namespace)%/%METADATA(ROUTE:{METADATA}:policy)%"
+    route += f", class %METADATA(ROUTE:{METADATA}:class)%"
+    units = ((REQUEST_UNITS_HEADER, str(request_units)),) if request_units else ()
+    return reset(removed, ((PROVIDER_HEADER, provider), (ROUTE_HEADER, route), *units))
+
+
+def for_provider(*, token_units: float, refuses_options: bool) -> dict[str, Any]:
+    """What only some providers need, see `provider_lua`."""
+    return extension(
+        "tierwise.external",
+        "envoy.extensions.filters.http.lua.v3.Lua",
+        default_source_code={"inline_string": provider_lua.SOURCE},
+        shared_vm_id=lua.VM_ID,
+        filter_context={"token_units": token_units, "refuses_options": refuses_options},
+    )
+
+
+def request_for_tier(*, model: str, base: str, host: str) -> dict[str, Any]:
+    """Path, host and body for one tier; `base` replaces the leading `/v1` of the client's path."""
     return extension(
         "tierwise.request",
         "envoy.extensions.filters.http.lua.v3.Lua",
         default_source_code={"inline_string": lua.SOURCE},
         shared_vm_id=lua.VM_ID,
-        filter_context={"model": model, "base": base, "host": host, **limits},
+        filter_context={"model": model, "base": base, "host": host},
     )
 
 
