@@ -142,6 +142,7 @@ class Upstream:
     name: str
     port: int = 0
     fault: str = ""  # a status code, "reset", "slow"
+    fault_headers: dict = field(default_factory=dict)
     seen: list[Seen] = field(default_factory=list)
     usage: dict = field(default_factory=lambda: {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10})
     chunk_gap: float = 0.0
@@ -165,7 +166,9 @@ class Upstream:
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.seen.append(Seen(request.path_qs, request.host, headers, body))
         if self.fault.isdigit():
-            return web.json_response({"error": {"message": self.name}}, status=int(self.fault))
+            return web.json_response(
+                {"error": {"message": self.name}}, status=int(self.fault), headers=self.fault_headers
+            )
         if self.fault == "reset":
             request.transport.abort()
             return web.Response()

@@ -296,14 +296,74 @@ def rename_endpoints(bundle):
 
 
 def point_elsewhere(bundle):
-    lb = bundle.clusters["legal/b"]["load_assignment"]["endpoints"][0]["lb_endpoints"][0]
+    lb = bundle.clusters["legal/b@provider"]["load_assignment"]["endpoints"][0]["lb_endpoints"][0]
     lb["endpoint"]["address"]["socket_address"]["address"] = "elsewhere.example"
 
 
 def aggregate(bundle):
-    bundle.clusters["legal/b"]["cluster_type"]["typed_config"]["@type"] = (
+    bundle.clusters["legal/b@provider"]["cluster_type"]["typed_config"]["@type"] = (
         "type.googleapis.com/envoy.extensions.clusters.aggregate.v3.ClusterConfig"
     )
+
+
+def past_the_relay(bundle):
+    lb = bundle.clusters["legal/b"]["load_assignment"]["endpoints"][0]["lb_endpoints"][0]
+    lb["endpoint"]["address"] = {"socket_address": {"address": "elsewhere.example", "port_value": 443}}
+
+
+def another_listener(bundle):
+    lb = bundle.clusters["legal/b"]["load_assignment"]["endpoints"][0]["lb_endpoints"][0]
+    lb["endpoint"]["address"]["envoy_internal_address"]["server_listener_name"] = "tierwise"
+
+
+def named_in(bundle, cluster):
+    options = bundle.clusters[cluster]["typed_extension_protocol_options"]
+    chain = next(iter(options.values()))["http_filters"]
+    mutations = chain[0]["typed_config"]["mutations"]["request_mutations"]
+    return chain, next(one["append"] for one in mutations if "x-tierwise-provider" in str(one.get("append")))
+
+
+def another_provider(bundle):
+    named_in(bundle, "legal/b")[1]["header"]["value"] = "sales/b@provider"
+
+
+def provider_of_the_client(bundle):
+    chain, named = named_in(bundle, "legal/b")
+    mutations = chain[0]["typed_config"]["mutations"]["request_mutations"]
+    mutations.remove({"append": named})
+
+
+def a_second_word(bundle):
+    chain, named = named_in(bundle, "legal/b")
+    other = copy.deepcopy(chain[0])
+    other["typed_config"]["mutations"]["request_mutations"] = [
+        {"append": {**named, "header": {"key": "X-Tierwise-Provider", "value": "sales/b@provider"}}}
+    ]
+    chain.insert(1, other)
+
+
+def a_script(bundle):
+    chain, _ = named_in(bundle, "legal/b")
+    chain.insert(1, {**chain[1], "name": "other"})
+
+
+def own_tier_through_the_relay(bundle):
+    bundle.clusters["legal/a"] = {**copy.deepcopy(bundle.clusters["legal/b"]), "name": "legal/a"}
+
+
+def no_provider(bundle):
+    del bundle.clusters["legal/b@provider"]
+
+
+def straight_to_the_provider(bundle):
+    _, route = routed(bundle)[0]
+    groups_of(route)[0]["clusters"][0]["cluster_name"] = "legal/b@provider"
+
+
+def groups_of_the_request(bundle):
+    _, route = routed(bundle)[0]
+    extension = route["route"]["inline_cluster_specifier_plugin"]["extension"]
+    extension["typed_config"]["override_metadata_namespace"] = "tierwise"
 
 
 def mirror_all(bundle):
@@ -343,6 +403,16 @@ def another_namespace(bundle):
         rename_endpoints,
         point_elsewhere,
         aggregate,
+        past_the_relay,
+        another_listener,
+        another_provider,
+        provider_of_the_client,
+        a_second_word,
+        a_script,
+        own_tier_through_the_relay,
+        no_provider,
+        straight_to_the_provider,
+        groups_of_the_request,
         mirror_all,
         mirror_host,
         by_header,

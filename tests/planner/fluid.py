@@ -125,6 +125,7 @@ class Cluster:
     budgets: dict[str, dict[str, Any]] = field(default_factory=dict)
     engines: dict[str, Engine] = field(default_factory=dict)
     demands: dict[tuple[str, str], Demand] = field(default_factory=dict)
+    takes: dict[str, float] = field(default_factory=dict)  # provider -> requests/s that it answers, the rest gets 429
     noise: float = 0.0
     seed: int = 1
     now: datetime = START
@@ -321,8 +322,12 @@ class Cluster:
 
     def _external_signals(self, name, weights, rates) -> TierSignals:
         rate = [(rates[key] * weights[key].get(name, 0) / 100, demand) for key, demand in self.demands.items()]
+        sent = sum(r for r, _ in rate)
+        answered = min(sent, self.takes.get(name, sent))
         return TierSignals(
-            request_rate=Reading(sum(r for r, _ in rate), 1.0),
+            request_rate=Reading(sent, 1.0),
+            answer_rate=Reading(answered, 1.0),
+            refused_rate=Reading(sent - answered, 1.0),
             prompt_token_rate=Reading(sum(r * d.prompt for r, d in rate), 1.0),
             generation_token_rate=Reading(sum(r * d.completion for r, d in rate), 1.0),
         )

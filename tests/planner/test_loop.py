@@ -6,7 +6,7 @@ import math
 import fluid
 import pytest
 from fluid import Engine
-from test_planner import LARGE, SMALL, cluster
+from test_planner import BEST, LARGE, SMALL, cluster
 
 from tierwise import planner
 
@@ -93,6 +93,36 @@ def test_a_replica_that_dies_is_bridged():
     made.reset_counters()
     made.run(planner.plan, 120)
     assert made.attainment > 0.99
+
+
+def test_a_provider_that_answers_429_loses_weight_until_it_has_refused_nothing_for_long():
+    tiers = {
+        "compact": fluid.in_cluster("compact", price="1.55", high=8, rps="4", quality=SMALL),
+        "large": fluid.in_cluster("large", price="7.00", high=8, rps="3", quality=LARGE),
+        "provider": fluid.external("provider", prices=("0.01", "0.01"), quality=BEST),  # the cheapest by far
+    }
+    made = cluster(rate=lambda _: 10.0, noise=0.0, tiers=tiers)
+    made.run(planner.plan, 300)
+
+    def sent():
+        weights = made.weights()
+        shares = {name: weights["assistant", name].get("provider", 0) / 100 for name in ("routine", "complex")}
+        return 8.0 * shares["routine"] + 2.0 * shares["complex"]
+
+    before = sent()
+    assert before > 9
+    made.takes["provider"] = 4.0
+    made.run(planner.plan, 200)
+    print(f"to the provider {before:.1f}/s, of which it answers 4.0; after 200 s: {sent():.1f}/s")
+    assert sent() <= 4.0 / 0.95 + 0.1
+    made.reset_counters()
+    made.run(planner.plan, 60)
+    assert made.attainment > 0.99
+    made.takes.clear()
+    made.run(planner.plan, 300)
+    assert made.memory.tiers["demo", "provider"].takes == 4.0, "it is not believed at once"
+    made.run(planner.plan, 400)
+    assert ("demo", "provider") not in made.memory.tiers, "later it is"
 
 
 def test_with_too_few_replicas_it_uses_the_provider_and_says_capacity():

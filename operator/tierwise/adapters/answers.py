@@ -95,6 +95,9 @@ class _Gateway:
         }
         self.ttfb = _index(answers["class_ttfb_p95"], *_CLASS_LABELS)
         self.duration = _index(answers["class_duration_p95"], *_CLASS_LABELS)
+        self.refused = {
+            key: value for key, value in _index(answers["refused"], *_GATEWAY_TIER_LABELS).items() if value is not None
+        }
         self.tier_ttfb = _index(answers["tier_ttfb_p95"], *_GATEWAY_TIER_LABELS)
         self.class_requests: dict[tuple[str, ...], float] = {}
         self.tier_requests: dict[tuple[str, str], float] = {}
@@ -185,6 +188,8 @@ def assemble(
         tiers[key] = TierSignals(
             request_rate=gateway.rate(gateway.tier_requests, key),
             error_rate=gateway.error_rate(key),
+            answer_rate=gateway.rate(gateway.tier_answers, key),
+            refused_rate=gateway.rate(gateway.refused, key),
             ttft_p95_seconds=gateway.milliseconds(gateway.tier_ttfb, key, "time to first byte"),
             prompt_token_rate=gateway.token_rate("prompt_tokens", key),
             generation_token_rate=gateway.token_rate("completion_tokens", key),

@@ -136,6 +136,7 @@ def gateway_queries(selector: str, window_seconds: int) -> dict[str, str]:
 
     return {
         "arrivals": rate("arrivals", _BY_CLASS),
+        "refused": rate("refused", _BY_GATEWAY_TIER),
         "requests": rate("requests", f"{_BY_CLASS}, code"),
         "usage_requests": rate("usage_requests", _BY_CLASS),
         "prompt_tokens": rate("prompt_tokens", _BY_CLASS),

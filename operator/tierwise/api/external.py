@@ -1,5 +1,6 @@
 """The part of a ModelTier that names a provider outside of Tierwise's hands."""
 
+from enum import StrEnum
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -49,12 +50,20 @@ class TokenPrice(ApiModel):
 
 
 class ProviderLimits(ApiModel):
-    """Rate limits of the provider's contract. The planner stays below them."""
+    """Rate limits of the provider's contract, which the planner and the gateways stay below."""
 
     requests_per_minute: Annotated[Int | None, Field(ge=1, le=100_000_000)] = None
     """Requests per minute that the provider accepts. When absent: not limited."""
     tokens_per_minute: Annotated[Int | None, Field(ge=1, le=1_000_000_000_000)] = None
-    """Tokens per minute, prompt and generated together, that the provider accepts. When absent: not limited."""
+    """Tokens per minute, prompt and generated together, that the provider accepts. When absent: not limited. A request
+    counts beforehand: a quarter of its bytes, and max_tokens or, without it, 512."""
+
+
+class StreamUsage(StrEnum):
+    """When a stream of the provider reports its tokens."""
+
+    ON_REQUEST = "OnRequest"
+    ALWAYS = "Always"
 
 
 class DeclaredLatency(ApiModel):
@@ -131,6 +140,10 @@ class External(ApiModel):
     price: TokenPrice | None = None
     """Price per token. When absent the tier's cost is unknown: the loop takes it for dear, and budgets list it."""
     limits: ProviderLimits | None = None
-    """Rate limits of the contract. When absent: not limited."""
+    """Rate limits of the contract. Gateways send a tenth at once and nine tenths in a minute at most, the rest goes to
+    the next tier. When absent: not limited. A pause that the provider asks for (Retry-After) is kept in any case."""
+    stream_usage: StreamUsage = StreamUsage.ON_REQUEST
+    """How streams report their tokens: OnRequest, as OpenAI has it: the gateway asks with stream_options.include_usage.
+    Always: unasked, by providers that refuse this option; stream_options is then taken out of requests."""
     latency: DeclaredLatency | None = None
     """Latency to assume until it has been measured."""

@@ -14,7 +14,7 @@ from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.core import capacity, demand, routing, sensitivity
 from tierwise.core.capacity import Capacity, Objective
 from tierwise.core.memory import ClassMemory, IdleLatency, LoopMemory, TierMemory
-from tierwise.core.signals import ClassKey, Missing, Signals, TierSignals, value_of
+from tierwise.core.signals import ClassKey, Missing, Signals, TierKey, TierSignals, value_of
 from tierwise.core.world import Key, World
 
 ASSUMED_SATURATION = 1500.0
@@ -22,6 +22,12 @@ ASSUMED_SATURATION = 1500.0
 
 FORGET_LATENCY = timedelta(minutes=10)
 """A latency that was measured longer ago keeps no tier out of a class: it is tried again."""
+
+REFUSED_SHARE = 0.05
+"""A provider that refuses a larger share of what it is sent gets less."""
+
+FORGET_REFUSAL = timedelta(minutes=10)
+"""A provider that has refused nothing for so long may have got more: it is tried again."""
 
 _LATENCY_GAIN = 0.3
 _KEEP_SECONDS = 1800.0
@@ -85,6 +91,13 @@ def learn(world: World, max_age_seconds: float) -> LoopMemory:
     for key, tier in sorted(world.tiers.items()):
         if tier.spec.in_cluster is not None:
             _learn_tier(world, key, tier, signals, tiers, classes, max_age_seconds, _news(memory, signals))
+        else:
+            name = (key.namespace, key.name)
+            provider = refusals(tiers.get(name, TierMemory()), signals, name, max_age_seconds)
+            if provider != TierMemory():
+                tiers[name] = provider
+            else:
+                tiers.pop(name, None)
     for class_key in sorted(classes):
         classes[class_key] = _learn_latency(world, class_key, classes[class_key], signals, tiers, max_age_seconds)
     return replace(memory, signals_time=signals.time, classes=classes, tiers=tiers)
@@ -149,6 +162,24 @@ def _learn_tier(
     ]
     known = entry.capacity or prior(tier, units(world, key, classes))
     tiers[name] = replace(entry, capacity=capacity.learn(known, seen, objectives, news=news))
+
+
+def refusals(entry: TierMemory, signals: Signals, name: TierKey, max_age_seconds: float) -> TierMemory:
+    """What an external tier takes, after one more look at what it answered and what it refused."""
+    seen = signals.tiers.get(name)
+    if seen is None:
+        return entry
+    answered = value_of(seen.answer_rate, max_age_seconds=max_age_seconds)
+    refused = value_of(seen.refused_rate, max_age_seconds=max_age_seconds)
+    if answered is None or refused is None:
+        return entry
+    if refused > REFUSED_SHARE * (answered + refused):
+        # The least that was seen: what it takes while weights are on their way down says nothing of what it takes.
+        takes = answered if entry.takes is None else min(entry.takes, answered)
+        return replace(entry, takes=takes, refused=signals.time)
+    if entry.refused is not None and signals.time - entry.refused >= FORGET_REFUSAL:
+        return replace(entry, takes=None, refused=None)
+    return entry
 
 
 def _news(memory: LoopMemory, signals: Signals) -> float:

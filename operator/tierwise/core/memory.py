@@ -37,10 +37,18 @@ class ClassMemory:
 
 @dataclass(frozen=True, slots=True)
 class TierMemory:
-    """Capacity and last change of replicas of one in-cluster tier."""
+    """Capacity and last change of replicas of one in-cluster tier, or what an external one takes.
+
+    Attributes:
+        capacity, last_scale: of an in-cluster tier.
+        takes: requests/s that an external tier answered while it refused more; None: it refused none lately.
+        refused: when it last did.
+    """
 
     capacity: Capacity | None = None
     last_scale: LastMove | None = None
+    takes: float | None = None
+    refused: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,8 @@ class TierSignals:
     Attributes:
         request_rate: requests/s that ended at the tier (Envoy's counters).
         error_rate: share of requests that ended in 5xx, reset or 429, 0 to 1.
+        answer_rate: requests/s that an external tier answered with a 2xx.
+        refused_rate: attempts/s that an external tier refused with 429, or that gateways held back for its sake.
         running, waiting: requests in the engine, summed over replicas.
         kv_cache_usage: share of the KV cache in use, mean over replicas, 0 to 1.
         ttft_p95_seconds, inter_token_p95_seconds: 95th percentiles over the query window.
@@ -52,6 +54,8 @@ class TierSignals:
 
     request_rate: Signal = NOT_ASKED
     error_rate: Signal = NOT_ASKED
+    answer_rate: Signal = NOT_ASKED
+    refused_rate: Signal = NOT_ASKED
     running: Signal = NOT_ASKED
     waiting: Signal = NOT_ASKED
     kv_cache_usage: Signal = NOT_ASKED

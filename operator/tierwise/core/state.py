@@ -10,6 +10,9 @@ from tierwise.core.situation import ClassView, Situation, TierView
 START_SPREAD_SECONDS = 1800.0
 """A replica's start-up is charged as if it then ran this long: cheap for short starts, dear for long ones."""
 
+PASSED = 0.9
+"""Share of a provider's limit that gateways let through for long: the rest is for bursts."""
+
 UNKNOWN_PRICE_FACTOR = 10.0
 """What has no price is taken to be this much dearer than the dearest that has one: unknown is never free."""
 
@@ -63,10 +66,14 @@ def _tier(view: TierView, dearest: float) -> Tier:
         limits = outside.limits if outside is not None else None
         requests = limits.requests_per_minute if limits is not None else None
         tokens = limits.tokens_per_minute if limits is not None else None
+        # By contract, and by what it answered while it refused more.
+        bounds = [PASSED * requests / 60] if requests is not None else []
+        if view.memory.takes is not None:
+            bounds.append(view.memory.takes)
         return Tier(
             view.name,
-            requests_limit=requests / 60 if requests is not None else None,
-            tokens_limit=tokens / 60 if tokens is not None else None,
+            requests_limit=min(bounds, default=None),
+            tokens_limit=PASSED * tokens / 60 if tokens is not None else None,
         )
     price = float(view.price_per_hour) if view.price_per_hour is not None else dearest
     return Tier(

@@ -126,6 +126,22 @@ def arrivals() -> list[dict[str, Any]]:
     ]
 
 
+def refusals() -> list[dict[str, Any]]:
+    """The router's own logger: counts attempts that a tier refused with 429, or that the gateway held back for it."""
+    value = {"default_value": 429, "runtime_key": "tierwise.refused_status"}
+    conditions: list[dict[str, Any]] = [
+        {"log_type_filter": {"types": ["UpstreamEnd"]}},
+        {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}},
+    ]
+    return [
+        {
+            "name": "refused",
+            "filter": {"and_filter": {"filters": [*conditions, _when(_ROUTED)]}},
+            "typed_config": _stats(counters=[_one("refused", _tags())]),
+        }
+    ]
+
+
 def lines() -> dict[str, Any]:
     """One JSON line per request on standard output: who, where to, how long, how many tokens; never what was said."""
     fields = {

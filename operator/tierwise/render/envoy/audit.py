@@ -17,7 +17,13 @@ from tierwise.api.scalars import Sensitivity
 from tierwise.core.sensitivity import UNSAFE
 from tierwise.errors import TierwiseError
 from tierwise.render.envoy.bundle import ClassLimit, Limits, NamespaceBundle, Resource
-from tierwise.render.envoy.fields import BYTES_HEADER, IDENTITY_HEADER, METADATA, SENSITIVITY_HEADER
+from tierwise.render.envoy.fields import (
+    BYTES_HEADER,
+    IDENTITY_HEADER,
+    METADATA,
+    PROVIDER_HEADER,
+    SENSITIVITY_HEADER,
+)
 
 PREFIX = UNSAFE
 """How a message of this check begins."""
@@ -26,6 +32,13 @@ _GROUPS = "envoy.extensions.router.cluster_specifiers.priority_group.v3.Priority
 _ROUTE_LIST = "envoy.config.route.v3.RouteList"
 _ROUTE = "envoy.config.route.v3.Route"
 _DNS = "envoy.extensions.clusters.dns.v3.DnsCluster"
+_HEADERS = "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation"
+_LUA = "envoy.extensions.filters.http.lua.v3.Lua"
+_CODEC = "envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec"
+_HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+_SCRIPTS = {"tierwise.request", "tierwise.external"}
+_RELAY = "tierwise/providers"
+_PROVIDER = "@provider"
 _REFUSES = ("127.0.0.1", 1)
 """Stands in a cluster for hosts that are not there; nothing listens."""
 
@@ -291,6 +304,10 @@ def _clusters(bundle: NamespaceBundle, limits: Limits) -> Iterator[str]:
         namespace, _, tier = name.partition("/")
         if namespace != bundle.namespace or cluster["name"] != name:
             yield f"cluster {name} has another name, {cluster['name']}, or another namespace's"
+        if cluster.get("type") == "STATIC":
+            yield from _relayed(bundle, limits, name, cluster)
+            continue
+        tier = tier.removesuffix(_PROVIDER)
         host = limits.hosts.get(tier)
         if cluster.get("type") == "EDS":
             _only(cluster["eds_cluster_config"], {"eds_config"}, f"endpoints of cluster {name}")
@@ -302,6 +319,43 @@ def _clusters(bundle: NamespaceBundle, limits: Limits) -> Iterator[str]:
         for address in _addresses(cluster["load_assignment"]):
             if address != _REFUSES and (host is None or address[0].lower() != host.lower()):
                 yield f"cluster {name} leads to {address[0]}, and tier {tier} to {host or 'replicas'}"
+
+
+def _relayed(bundle: NamespaceBundle, limits: Limits, name: str, cluster: Resource) -> Iterator[str]:
+    """A cluster whose host is the relay: its header names the cluster that the relay takes, its own provider's."""
+    if limits.hosts.get(name.rpartition("/")[2]) is None:
+        yield f"cluster {name} leads to the relay for providers, and its tier is none"
+    for locality in cluster["load_assignment"]["endpoints"]:
+        for one in locality["lb_endpoints"]:
+            address = one["endpoint"]["address"]
+            inside = address.get("envoy_internal_address", {})
+            socket = address.get("socket_address", {})
+            refuses = (socket.get("address"), socket.get("port_value")) == _REFUSES
+            if not refuses and inside != {"server_listener_name": _RELAY}:
+                yield f"cluster {name} leads to {address}, and not to the relay"
+    named = [
+        mutation["append"]["header"]["value"]
+        for one in _chain(cluster)
+        if one["typed_config"]["@type"].rpartition("/")[2] == _HEADERS
+        for mutation in one["typed_config"]["mutations"]["request_mutations"]
+        if mutation.get("append", {}).get("header", {}).get("key", "").lower() == PROVIDER_HEADER
+    ]
+    if named != [name + _PROVIDER]:
+        yield f"cluster {name} has the relay take {', '.join(named) or 'what the client says'}"
+    if name + _PROVIDER not in bundle.clusters:
+        yield f"cluster {name} leads to {name + _PROVIDER}, which does not exist"
+
+
+def _chain(cluster: Resource) -> Sequence[Resource]:
+    """Filters that an attempt passes: of kinds that set the relay's header only where they say so."""
+    options = cluster["typed_extension_protocol_options"]
+    _only(options, {_HTTP_OPTIONS}, f"options of cluster {cluster['name']}")
+    filters: Sequence[Resource] = options[_HTTP_OPTIONS]["http_filters"]
+    for one in filters:
+        kind = one["typed_config"]["@type"].rpartition("/")[2]
+        if kind not in {_HEADERS, _CODEC} and not (kind == _LUA and one["name"] in _SCRIPTS):
+            raise _Unknown(f"cluster {cluster['name']} has the filter {one['name']}")
+    return filters
 
 
 def _addresses(assignment: Resource) -> Iterator[tuple[str, int]]:
@@ -356,7 +410,7 @@ def _reached(action: Resource, name: str) -> Iterator[str]:
     config = action["inline_cluster_specifier_plugin"]["extension"]["typed_config"]
     if config["@type"].rpartition("/")[2] != _GROUPS:
         raise _Unknown(f"route {name} chooses its cluster by {config['@type']}")
-    _only(config, {"@type", "priority_groups"}, f"the clusters of route {name}")
+    _only(config, {"@type", "priority_groups", "use_hash_policy"}, f"the clusters of route {name}")
     for group in config["priority_groups"]:
         _only(group, {"name", "clusters"}, f"a group of route {name}")
         for one in group["clusters"]:

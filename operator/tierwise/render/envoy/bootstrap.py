@@ -13,6 +13,7 @@ from tierwise.render.envoy.protos import SECRET, TYPE_PREFIX, parse
 
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+_INTERNAL = "envoy.extensions.bootstrap.internal_listener.v3.InternalListener"
 XDS_CLUSTER = "tierwise_xds"
 ADMIN_CLUSTER = "tierwise_admin"
 BOOTSTRAP_FILE = "bootstrap.json"
@@ -122,6 +123,8 @@ def bootstrap(options: BootstrapOptions) -> dict[str, Any]:
             ]
         },
         "overload_manager": _overload(options),
+        # `relay` is a listener inside of Envoy.
+        "bootstrap_extensions": [extension("envoy.bootstrap.internal_listener", _INTERNAL)],
     }
     parse({"@type": TYPE_PREFIX + "envoy.config.bootstrap.v3.Bootstrap", **config})
     return config

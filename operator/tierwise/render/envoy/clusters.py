@@ -5,10 +5,10 @@ import json
 from typing import Any
 from urllib.parse import urlsplit
 
-from tierwise.api.external import External
+from tierwise.api.external import External, StreamUsage
 from tierwise.api.model_tier import ModelTier
 from tierwise.core.world import Key
-from tierwise.render.envoy import endpoints, upstream
+from tierwise.render.envoy import endpoints, relay, upstream
 from tierwise.render.envoy.bundle import Resource
 from tierwise.render.envoy.fields import ADS, extension, metadata, seconds
 from tierwise.render.envoy.options import GatewayOptions
@@ -62,9 +62,16 @@ def in_cluster(
 
 
 def external(
-    key: Key, tier: ModelTier, provider: External, removed: tuple[str, ...], options: GatewayOptions, *, usable: bool
-) -> Resource:
-    """A tier behind a URL.
+    key: Key,
+    tier: ModelTier,
+    provider: External,
+    removed: tuple[str, ...],
+    options: GatewayOptions,
+    *,
+    usable: bool,
+    gateways: int,
+) -> dict[str, Resource]:
+    """A tier behind a URL: its cluster, which leads to the relay, and the one that the relay leads to.
 
     Args:
         key: of the tier.
@@ -73,34 +80,50 @@ def external(
         removed: headers that no tier but their owner may see.
         options: the gateway's settings.
         usable: False when its credential is missing: requests then fall back at once, without trying the provider.
+        gateways: that share the provider's limits, at least 1.
     """
+    name = relay.provider_cluster(str(key))
     url = urlsplit(provider.url)
     host = url.hostname or ""
     port = url.port or (443 if url.scheme == "https" else 80)
     default_port = port == (443 if url.scheme == "https" else 80)
     authority = f"[{host}]" if ":" in host else host
-    filters = [
-        upstream.reset(removed, tuple((header.name, header.value) for header in provider.headers)),
+    before = [
+        upstream.relayed(removed, name, relay.request_units(provider.limits, gateways)),
         upstream.request_for_tier(
             model=_json_text(tier.spec.model),
             base=url.path.rstrip("/"),
             host=authority if default_port else f"{authority}:{port}",
         ),
     ]
+    token_units = relay.token_units(provider.limits, gateways)
+    refuses = provider.stream_usage is StreamUsage.ALWAYS
+    if token_units or refuses:
+        before.append(upstream.for_provider(token_units=token_units, refuses_options=refuses))
+    filters = [upstream.reset(removed, tuple((header.name, header.value) for header in provider.headers))]
     ref = provider.credentials_ref
     if ref is not None and usable:
         filters.append(upstream.credential(secret=str(key), header=ref.header, prefix=ref.prefix))
     cluster: Resource = {
         **_common(key, options),
+        "name": name,
+        "alt_stat_name": f"{key.namespace}_{key.name}_provider",
         "cluster_type": dns(
             respect_dns_ttl=True, dns_failure_refresh_rate={"base_interval": "1s", "max_interval": "5s"}
         ),
-        "load_assignment": endpoints.assignment(str(key), [(host, port)] if usable else [], host),
+        "load_assignment": endpoints.assignment(name, [(host, port)], host),
         "typed_extension_protocol_options": upstream.protocol_options(filters),
     }
     if url.scheme == "https":
         cluster["transport_socket"] = tls(host, provider.ca_bundle, options)
-    return cluster
+    front = {
+        **_common(key, options),
+        "type": "STATIC",
+        "load_assignment": endpoints.relayed(str(key), usable=usable),
+        "typed_extension_protocol_options": upstream.protocol_options(before),
+    }
+    del front["outlier_detection"]  # its host is the relay, which is well when the provider is not
+    return {str(key): front, name: cluster}
 
 
 def dns(**settings: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON value

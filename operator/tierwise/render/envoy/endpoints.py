@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tierwise.core.world import Endpoint
+from tierwise.render.envoy import relay
 from tierwise.render.envoy.bundle import Resource
 from tierwise.render.envoy.protos import ENDPOINTS
 
@@ -25,6 +26,12 @@ def assignment(cluster: str, addresses: Sequence[tuple[str, int]], hostname: str
         for address, port in addresses
     ]
     first = [{"priority": 0, "lb_endpoints": hosts}] if hosts else []
+    return {"cluster_name": cluster, "endpoints": [*first, _REFUSES], "policy": _POLICY}
+
+
+def relayed(cluster: str, *, usable: bool) -> dict[str, Any]:
+    """The relay as a cluster's one host, or, when it is not `usable`, none but the one that refuses."""
+    first = [{"priority": 0, "lb_endpoints": [relay.host()]}] if usable else []
     return {"cluster_name": cluster, "endpoints": [*first, _REFUSES], "policy": _POLICY}
 
 

@@ -17,11 +17,17 @@ IDENTITY_HEADER = "x-tierwise-identity"
 CONSUMER_HEADER = "x-tierwise-consumer"
 OUTPUT_HEADER = "x-tierwise-output-tokens"
 THROTTLE_HEADER = "x-tierwise-throttle"
+PROVIDER_HEADER = "x-tierwise-provider"
+ROUTE_HEADER = "x-tierwise-route"
+REQUEST_UNITS_HEADER = "x-tierwise-request-units"
+TOKEN_UNITS_HEADER = "x-tierwise-token-units"  # noqa: S105 - the other kind of token
 
 # What clients may send, and what they get back.
 SENSITIVITY_HEADER = "x-tierwise-sensitivity"
 TIER_HEADER = "x-tierwise-tier"
 ATTEMPTS_HEADER = "x-tierwise-attempts"
+HELD_HEADER = "x-tierwise-held"
+UNREACHED_HEADER = "x-tierwise-unreached"
 
 METADATA = "tierwise"
 """Namespace of our filter metadata on routes and clusters, and of the request's dynamic metadata."""
@@ -32,6 +38,7 @@ CONSUMER_STATE = "tierwise.consumer"
 DEFAULT_ROUTES = "tierwise/default"
 """The RouteConfiguration that belongs to no namespace (a namespace's name has no slash)."""
 LISTENER_NAME = "tierwise"
+RELAY_LISTENER = "tierwise/providers"
 NO_MODEL = "-"
 BAD_BODY = "!"
 

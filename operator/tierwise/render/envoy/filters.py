@@ -22,10 +22,14 @@ from tierwise.render.envoy.fields import (
     NO_MODEL,
     OUTPUT_HEADER,
     PATH_STATE,
+    PROVIDER_HEADER,
+    REQUEST_UNITS_HEADER,
     REQUESTED_HEADER,
+    ROUTE_HEADER,
     SCOPE_HEADER,
     SUBJECT_HEADER,
     THROTTLE_HEADER,
+    TOKEN_UNITS_HEADER,
     USAGE_METADATA,
     extension,
     set_header,
@@ -48,6 +52,10 @@ INTERNAL_HEADERS = (
     CONSUMER_HEADER,
     OUTPUT_HEADER,
     THROTTLE_HEADER,
+    PROVIDER_HEADER,
+    ROUTE_HEADER,
+    REQUEST_UNITS_HEADER,
+    TOKEN_UNITS_HEADER,
     # These steer Envoy's router: time-outs, retries and where a request goes are the policy's.
     "x-envoy-attempt-count",
     "x-envoy-decorator-operation",
@@ -247,7 +255,7 @@ def router() -> dict[str, Any]:
     return extension(
         "envoy.filters.http.router",
         f"{_HTTP}.router.v3.Router",
-        upstream_log=accesslog.arrivals(),
+        upstream_log=accesslog.arrivals() + accesslog.refusals(),
         upstream_log_options={"flush_upstream_log_on_upstream_stream": True},
     )
 

@@ -19,12 +19,20 @@ from tierwise.render.envoy import (
     limits,
     listener,
     models,
+    relay,
     routes,
     scopes,
     secrets,
 )
 from tierwise.render.envoy.bundle import GatewayConfig, Limits, NamespaceBundle, Resource
-from tierwise.render.envoy.fields import BAD_BODY, DEFAULT_ROUTES, LISTENER_NAME, NO_MODEL, REQUESTED_HEADER
+from tierwise.render.envoy.fields import (
+    BAD_BODY,
+    DEFAULT_ROUTES,
+    LISTENER_NAME,
+    NO_MODEL,
+    RELAY_LISTENER,
+    REQUESTED_HEADER,
+)
 from tierwise.render.envoy.options import DEFAULTS, GatewayOptions
 from tierwise.render.envoy.protos import (
     CLUSTER,
@@ -80,10 +88,10 @@ class _Inputs:
             _identical(self.tiers, other.tiers)
             and _identical(self.policies, other.policies)
             and _identical(self.endpoints, other.endpoints)
-            and self.gateways == other.gateways
             and _enforced(self.budgets) == _enforced(other.budgets)
             and (self.owners, self.hostnames, self.credentials) == (other.owners, other.hostnames, other.credentials)
             and (self.callers, self.identities) == (other.callers, other.identities)
+            and self.gateways == other.gateways
         )
 
     def limits(self) -> Limits:
@@ -127,7 +135,7 @@ class Renderer:
             else:
                 bundles[namespace] = outcome
         shared = {
-            LISTENER: {LISTENER_NAME: listener.listener(self._options)},
+            LISTENER: {LISTENER_NAME: listener.listener(self._options), RELAY_LISTENER: relay.listener(self._options)},
             ROUTES: {DEFAULT_ROUTES: _default_routes(inputs if access is None else {})},
             SCOPE: scopes.default(),
         }
@@ -245,7 +253,9 @@ def _bundle(inputs: _Inputs, options: GatewayOptions) -> NamespaceBundle:
             continue
         credential = inputs.credentials.get(name)
         usable = credential is not None or tier.spec.external.credentials_ref is None
-        found[str(key)] = clusters.external(key, tier, tier.spec.external, removed, options, usable=usable)
+        found |= clusters.external(
+            key, tier, tier.spec.external, removed, options, usable=usable, gateways=inputs.gateways
+        )
         if credential is not None:
             credentials[str(key)] = secrets.secret(str(key), credential)
     routed: Resource | None = None

@@ -21,6 +21,7 @@ from tierwise.render.envoy.fields import (
     NO_MODEL,
     SENSITIVITY_HEADER,
     TIER_HEADER,
+    UNREACHED_HEADER,
     extension,
     metadata,
     seconds,
@@ -192,19 +193,30 @@ class _Policy:
             if any(ref.name in self.tiers for ref in routing_class.tiers):
                 return errors.not_cleared(str(self.key), routing_class.name, level.value)
             return errors.no_tier(str(self.key), routing_class.name)
+        hashed = _hash_policy(routing_class)
         action: dict[str, Any] = {
-            "inline_cluster_specifier_plugin": {"extension": _groups(self.key.namespace, plan)},
+            "inline_cluster_specifier_plugin": {"extension": _groups(self.key.namespace, plan, sticky=bool(hashed))},
             # A stream may last long: silence ends a request, not time.
             "timeout": "0s",
             "idle_timeout": seconds(self.options.idle_timeout_seconds),
             "retry_policy": _retries(routing_class),
         }
-        if routing_class.affinity is not None and routing_class.affinity.header is not None:
-            action["hash_policy"] = [{"header": {"header_name": routing_class.affinity.header}, "terminal": True}]
+        if hashed:
+            action["hash_policy"] = hashed
         return {"route": action}
 
 
-def _groups(namespace: str, plan: routing.Attempts) -> dict[str, Any]:
+def _hash_policy(routing_class: RoutingClass) -> list[dict[str, Any]]:
+    """What equal requests have in common; empty without affinity. Tier and replica are both chosen by it."""
+    affinity = routing_class.affinity
+    if affinity is None or affinity.header is None:
+        return []
+    return [{"header": {"header_name": affinity.header}, "terminal": True}]
+
+
+def _groups(namespace: str, plan: routing.Attempts, *, sticky: bool) -> dict[str, Any]:
+    """`sticky`: the hash policy picks the position in each group, at random where the request has nothing to hash."""
+    chosen = {"use_hash_policy": True} if sticky else {}
     return extension(
         "tierwise.attempts",
         "envoy.extensions.router.cluster_specifiers.priority_group.v3.PriorityGroupClusterSpecifier",
@@ -215,6 +227,7 @@ def _groups(namespace: str, plan: routing.Attempts) -> dict[str, Any]:
             }
             for number, group in enumerate(plan.groups, start=1)
         ],
+        **chosen,
     )
 
 
@@ -222,6 +235,14 @@ def _retries(routing_class: RoutingClass) -> dict[str, Any]:
     """Retries for the reasons that the user lists and no others; each goes to the next group."""
     fallback = routing_class.fallback
     reasons = dict.fromkeys(word for reason in sorted(fallback.when) for word in _RETRY_ON[reason])
+    headers = []
+    if {FallbackReason.CONNECT_FAILURE, FallbackReason.TIMEOUT} & {*fallback.when}:
+        # What the relay says of a provider that it could not reach.
+        headers.append({"name": UNREACHED_HEADER, "present_match": True})
+    if FallbackReason.LOW_CONFIDENCE in fallback.when:
+        headers.append({"name": "x-low-confidence", "string_match": {"exact": "true"}})
+    if headers:
+        reasons["retriable-headers"] = None
     policy: dict[str, Any] = {
         "retry_on": ",".join(sorted(reasons)),
         "num_retries": fallback.attempts - 1,
@@ -235,8 +256,8 @@ def _retries(routing_class: RoutingClass) -> dict[str, Any]:
     }
     if FallbackReason.RATE_LIMITED in fallback.when:
         policy["retriable_status_codes"] = [429]
-    if FallbackReason.LOW_CONFIDENCE in fallback.when:
-        policy["retriable_headers"] = [{"name": "x-low-confidence", "string_match": {"exact": "true"}}]
+    if headers:
+        policy["retriable_headers"] = headers
     if FallbackReason.TIMEOUT in fallback.when:
         policy["per_try_timeout"] = seconds(fallback.timeout.seconds)
     return policy

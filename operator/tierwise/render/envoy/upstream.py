@@ -6,7 +6,7 @@ travel on to the next tier. So every chain begins by removing all of it, and the
 
 from typing import Any
 
-from tierwise.render.envoy import lua
+from tierwise.render.envoy import lua, provider_lua
 from tierwise.render.envoy.fields import (
     ADS,
     BYTES_HEADER,
@@ -14,13 +14,18 @@ from tierwise.render.envoy.fields import (
     CONSUMER_HEADER,
     IDENTITY_HEADER,
     ISSUER_HEADER,
+    METADATA,
     MODEL_HEADER,
     OUTPUT_HEADER,
+    PROVIDER_HEADER,
+    REQUEST_UNITS_HEADER,
     REQUESTED_HEADER,
+    ROUTE_HEADER,
     SCOPE_HEADER,
     SENSITIVITY_HEADER,
     SUBJECT_HEADER,
     THROTTLE_HEADER,
+    TOKEN_UNITS_HEADER,
     extension,
     set_header,
     typed,
@@ -41,6 +46,10 @@ PRIVATE_HEADERS = (
     CONSUMER_HEADER,
     OUTPUT_HEADER,
     THROTTLE_HEADER,
+    PROVIDER_HEADER,
+    ROUTE_HEADER,
+    REQUEST_UNITS_HEADER,
+    TOKEN_UNITS_HEADER,
     SENSITIVITY_HEADER,
     "x-envoy-expected-rq-timeout-ms",
     "x-envoy-original-host",
@@ -71,6 +80,31 @@ def reset(removed: tuple[str, ...], headers: tuple[tuple[str, str], ...]) -> dic
         "tierwise.reset",
         "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
         mutations={"request_mutations": mutations},
+    )
+
+
+def relayed(removed: tuple[str, ...], provider: str, request_units: int) -> dict[str, Any]:
+    """As `reset`, and tells the relay which cluster to take, on whose behalf, and what a request takes of a limit.
+
+    Args:
+        removed: headers that no tier but their owner may see.
+        provider: the cluster.
+        request_units: of the relay's bucket; 0: there is no limit.
+    """
+    route = f"RoutingPolicy %METADATA(ROUTE:{METADATA}:namespace)%/%METADATA(ROUTE:{METADATA}:policy)%"
+    route += f", class %METADATA(ROUTE:{METADATA}:class)%"
+    units = ((REQUEST_UNITS_HEADER, str(request_units)),) if request_units else ()
+    return reset(removed, ((PROVIDER_HEADER, provider), (ROUTE_HEADER, route), *units))
+
+
+def for_provider(*, token_units: float, refuses_options: bool) -> dict[str, Any]:
+    """What only some providers need, see `provider_lua`."""
+    return extension(
+        "tierwise.external",
+        "envoy.extensions.filters.http.lua.v3.Lua",
+        default_source_code={"inline_string": provider_lua.SOURCE},
+        shared_vm_id=lua.VM_ID,
+        filter_context={"token_units": token_units, "refuses_options": refuses_options},
     )
 
 

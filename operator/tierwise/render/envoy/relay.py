@@ -1,0 +1,209 @@
+"""The way to providers leads through a listener inside of Envoy, where an attempt can be refused.
+
+Envoy chooses a host before the filters of an attempt run, and what such a filter answers by itself goes to the client:
+the router does not try the next tier. So an external tier is two clusters. `namespace/tier` leads to the internal
+listener (no socket, no copy of the bytes), and that to `namespace/tier@provider`. A provider's limit that is reached,
+or its `Retry-After`, is answered there with a 429, for which the router, on its side, tries the next tier.
+"""
+
+from typing import Any
+
+from tierwise.api.external import ProviderLimits
+from tierwise.render.envoy import errors, hold_lua
+from tierwise.render.envoy.bundle import Resource
+from tierwise.render.envoy.fields import (
+    HELD_HEADER,
+    PROVIDER_HEADER,
+    RELAY_LISTENER,
+    REQUEST_UNITS_HEADER,
+    ROUTE_HEADER,
+    TOKEN_UNITS_HEADER,
+    UNREACHED_HEADER,
+    extension,
+    seconds,
+    set_header,
+)
+from tierwise.render.envoy.options import GatewayOptions
+from tierwise.render.envoy.protos import LISTENER
+from tierwise.render.envoy.provider_lua import BUCKET_UNITS
+
+PROVIDER = "@provider"
+"""Suffix of the cluster that holds a provider's addresses. No tier's name has an `@`, so no route can mean it."""
+
+MOST_PROVIDERS = 10_000
+"""Buckets that are kept; beyond, the one that was used longest ago is forgotten, and full when it comes back."""
+
+_MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+_ROUTE_STATE = "tierwise.route"
+
+
+def provider_cluster(cluster: str) -> str:
+    """Name of the cluster with the provider's addresses, of the tier's cluster."""
+    return cluster + PROVIDER
+
+
+def host() -> dict[str, Any]:
+    """The internal listener as the one host of a cluster."""
+    return {"endpoint": {"address": {"envoy_internal_address": {"server_listener_name": RELAY_LISTENER}}}}
+
+
+def request_units(limits: ProviderLimits | None, gateways: int) -> int:
+    """What a request takes of a provider's bucket, of which each gateway has its share; 0 without a limit.
+
+    A bucket holds a tenth of the limit per minute, and nine tenths flow in during a minute: in no minute can more than
+    the limit flow out.
+
+    Args:
+        limits: the provider's.
+        gateways: that share them, at least 1.
+    """
+    if limits is None or limits.requests_per_minute is None:
+        return 0
+    return min(BUCKET_UNITS, -(-10 * BUCKET_UNITS * gateways // limits.requests_per_minute))
+
+
+def token_units(limits: ProviderLimits | None, gateways: int) -> float:
+    """What a token takes of the bucket for tokens, as `request_units`."""
+    if limits is None or limits.tokens_per_minute is None:
+        return 0.0
+    return 10 * BUCKET_UNITS * gateways / limits.tokens_per_minute
+
+
+def _hold() -> dict[str, Any]:
+    return extension(
+        "tierwise.hold",
+        "envoy.extensions.filters.http.lua.v3.Lua",
+        default_source_code={"inline_string": hold_lua.SOURCE},
+    )
+
+
+def _limit(name: str, header: str) -> dict[str, Any]:
+    """A bucket per provider: it comes into being with the first request and lives as long as the listener does.
+
+    All worker threads share it.
+    """
+    every = {"default_value": {"numerator": 100, "denominator": "HUNDRED"}}
+    unlimited = {"max_tokens": 2**31, "tokens_per_fill": 2**31, "fill_interval": "1s"}
+    present = {"descriptor_value": "limited", "headers": [{"name": header, "present_match": True}]}
+    return extension(
+        f"tierwise.{name}",
+        "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
+        stat_prefix=f"tierwise_{name}",
+        status={"code": "TooManyRequests"},
+        filter_enabled=every,
+        filter_enforced=every,
+        enable_retry_after_header=True,
+        response_headers_to_add=[set_header(HELD_HEADER, "limit")],
+        token_bucket=unlimited,
+        always_consume_default_token_bucket=False,
+        max_dynamic_descriptors=MOST_PROVIDERS,
+        descriptors=[
+            {
+                "entries": [{"key": "header_match", "value": "limited"}, {"key": "provider"}],
+                "token_bucket": {
+                    "max_tokens": BUCKET_UNITS,
+                    "tokens_per_fill": BUCKET_UNITS * 9 // 10,
+                    "fill_interval": "6s",
+                },
+            }
+        ],
+        rate_limits=[
+            {
+                "actions": [
+                    {"header_value_match": present},
+                    {"request_headers": {"header_name": PROVIDER_HEADER, "descriptor_key": "provider"}},
+                ],
+                "hits_addend": {"format": f"%REQ({header})%"},
+            }
+        ],
+    )
+
+
+def listener(options: GatewayOptions) -> Resource:
+    """The LDS resource. It depends on the gateway's options only."""
+    route = {
+        "match": {"prefix": "/"},
+        "route": {
+            "cluster_header": PROVIDER_HEADER,
+            "timeout": "0s",
+            "idle_timeout": seconds(options.idle_timeout_seconds),
+        },
+    }
+    manager = extension(
+        "http",
+        _MANAGER,
+        stat_prefix="providers",
+        # What the router on the other side sent arrives as it was: it has been checked and numbered.
+        generate_request_id=False,
+        preserve_external_request_id=True,
+        skip_xff_append=True,
+        max_request_headers_kb=96,
+        server_header_transformation="PASS_THROUGH",
+        stream_idle_timeout=seconds(options.idle_timeout_seconds),
+        http_filters=[
+            extension(
+                "tierwise.for",
+                "envoy.extensions.filters.http.set_filter_state.v3.Config",
+                on_request_headers=[
+                    {
+                        "object_key": _ROUTE_STATE,
+                        "factory_key": "envoy.string",
+                        "format_string": {"text_format_source": {"inline_string": f"%REQ({ROUTE_HEADER})%"}},
+                    }
+                ],
+            ),
+            _hold(),
+            _limit("requests", REQUEST_UNITS_HEADER),
+            _limit("tokens", TOKEN_UNITS_HEADER),
+            extension(
+                "envoy.filters.http.router",
+                "envoy.extensions.filters.http.router.v3.Router",
+                suppress_envoy_headers=True,
+            ),
+        ],
+        local_reply_config=_replies(),
+        route_config={
+            "name": "providers",
+            "virtual_hosts": [{"name": "providers", "domains": ["*"], "routes": [route]}],
+        },
+    )
+    return {
+        "@type": LISTENER,
+        "name": RELAY_LISTENER,
+        "internal_listener": {},
+        "traffic_direction": "OUTBOUND",
+        "filter_chains": [{"filters": [manager]}],
+    }
+
+
+def _replies() -> dict[str, Any]:
+    """What Envoy answers here in the provider's place."""
+    who = f"%FILTER_STATE({_ROUTE_STATE}:PLAIN)%"
+    held = errors.error(
+        f"The gateway held this request back, and no other tier of {who}, may answer (%RESP({HELD_HEADER})%: 'limit' "
+        "is spec.external.limits of the tier, 'retry-after' a pause that its provider asked for)",
+        "rate_limit_error",
+        "rate_limit_exceeded",
+    )
+    unreached = errors.error(
+        f"No tier of {who}, could answer (%RESPONSE_FLAGS%: %RESPONSE_CODE_DETAILS%)",
+        "server_error",
+        "no_tier_available",
+    )
+    status = {"default_value": 429, "runtime_key": "tierwise.relay_status_429"}  # of this listener's own answers
+    flags = {"flags": ["UF", "UC", "UH", "UO", "UR", "LR", "NC", "UPE", "UT", "SI", "URX", "OM"]}
+    return {
+        "mappers": [
+            {
+                "filter": {"status_code_filter": {"comparison": {"op": "EQ", "value": status}}},
+                "status_code": 429,
+                "body_format_override": {"json_format": held},
+            },
+            {
+                "filter": {"response_flag_filter": flags},
+                "status_code": 503,
+                "body_format_override": {"json_format": unreached},
+                "headers_to_add": [set_header(UNREACHED_HEADER, "%RESPONSE_FLAGS%")],
+            },
+        ]
+    }
