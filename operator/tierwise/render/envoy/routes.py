@@ -146,13 +146,16 @@ class _Policy:
             route = {
                 "name": f"{self.key}/{routing_class.name}/{level.value}",
                 "match": match,
-                "metadata": self._labels(routing_class.name),
+                "metadata": self._labels(routing_class.name, routing_class),
             }
             routes.append(route | self._action(routing_class, plans[level], level))
         return routes
 
-    def _labels(self, class_name: str) -> dict[str, Any]:
-        return metadata(**{"namespace": self.key.namespace, "policy": self.key.name, "class": class_name})
+    def _labels(self, class_name: str, routing_class: RoutingClass | None = None) -> dict[str, Any]:
+        labels = {"namespace": self.key.namespace, "policy": self.key.name, "class": class_name}
+        if routing_class is not None and FallbackReason.LOW_CONFIDENCE in routing_class.fallback.when:
+            labels["cascade"] = str(routing_class.fallback.attempts)  # `accesslog.lost`: earlier ones are thrown away
+        return metadata(**labels)
 
     def _action(self, routing_class: RoutingClass, plan: routing.Attempts, level: Sensitivity) -> dict[str, Any]:
         if not plan.groups:
