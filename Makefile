@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 DEMO_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup cluster-binaries demo test lint types unit e2e lock crds bench-propagation bench-steady-state audit-sensitivity clean
+.PHONY: help setup cluster-binaries demo test lint types unit e2e lock crds bench-propagation bench-steady-state bench-accounting audit-sensitivity clean
 
 help:  ## This list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -61,6 +61,9 @@ bench-propagation: setup cluster-binaries  ## Print how long a weight change tak
 
 bench-steady-state: setup cluster-binaries  ## Ten quiet minutes: print the operator's writes from the audit log
 	TIERWISE_STEADY_SECONDS=600 $(PYTEST) e2e/test_operator_cluster.py -k at_rest --timeout=900 -s
+
+bench-accounting: setup  ## 10,000 mixed requests: print what upstreams say they cost beside what the gateway counted
+	TIERWISE_ACCOUNTING_REQUESTS=10000 $(PYTEST) tests/envoy/test_accounting_live.py -k independent --timeout=900 -s
 
 audit-sensitivity: setup  ## Generate 100,000 policies and 1,000 violations for the checker of sensitivity (an hour)
 	TIERWISE_AUDIT_POLICIES=100000 TIERWISE_AUDIT_VIOLATIONS=1000 $(PYTEST) tests/envoy/test_audit.py --timeout=14400 -s
