@@ -264,11 +264,18 @@ async def test_classes_by_consumer_and_their_sensitivity(lab, upstream):
     for key, by in ((APP, "a"), (TOOL, "x"), (token(), "x")):
         assert (await lab.ask("assistant", headers=bearer(key))).by == by
     found = await lab.metrics()
+    x.usage = None
+    await lab.ask("assistant", headers=bearer(TOOL))
+    found = await lab.metrics()
+    estimated = [series for series in found if "estimated_prompt_tokens" in series and 'consumer="tool"' in series]
+    assert len(estimated) == 1, found
     for name in ("app", "tool", "mobile-app"):
         counted = [value for series, value in found.items() if f'consumer="{name}"' in series]
         assert len(counted) >= 4, found  # requests, requests with usage, prompt and completion tokens
     assert not [
-        series for series in found if "consumer" in series and "_requests{" not in series and "tokens" not in series
+        series
+        for series in found
+        if "consumer" in series and "_requests{" not in series and "tokens" not in series and "_attempts" not in series
     ]
 
 
