@@ -239,11 +239,11 @@ class Lab:
             pair.private_key_pem.bytes(),
         )
 
-    async def start(self) -> "Lab":
+    async def start(self, **more) -> "Lab":
         self.http = aiohttp.ClientSession()
         await self.publish(self.world)
         self.xds_port = await self.xds.start(self.changes.set)
-        await self.envoy("gateway-0")
+        await self.envoy("gateway-0", **more)
         return self
 
     async def stop(self) -> None:
@@ -264,7 +264,7 @@ class Lab:
         (folder / "tls.key").write_bytes(pair.private_key_pem.bytes())
         (folder / "ca.crt").write_bytes(self.authority.cert_pem.bytes())
 
-    def start_files(self, name: str, *, metrics_port: int, admin_port: int) -> Path:
+    def start_files(self, name: str, *, metrics_port: int, drain_port: int, **more) -> Path:
         folder = self.folder / name
         self.write_client_certificate(folder / "xds")
         options = bootstrap.BootstrapOptions(
@@ -274,19 +274,21 @@ class Lab:
             xds_dns=False,
             certificates=str(folder / "xds"),
             files=str(folder),
-            admin_port=admin_port,
+            admin_path=str(folder / "admin.sock"),
+            drain_port=drain_port,
             metrics_address="127.0.0.1",
             metrics_port=metrics_port,
+            **more,
         )
         for file, content in bootstrap.files(options).items():
             (folder / file).write_text(json.dumps(content))
         return folder
 
-    async def envoy(self, name: str) -> asyncio.subprocess.Process:
-        """Start one, and wait until it is ready."""
-        admin, metrics = free_port(), free_port()
-        folder = self.start_files(name, metrics_port=metrics, admin_port=admin)
-        log = (folder / "log").open("wb")
+    async def envoy(self, name: str, **more) -> asyncio.subprocess.Process:
+        """Start one, with more options of the bootstrap, and wait until it is ready."""
+        self.drain_port, metrics = free_port(), free_port()
+        folder = self.start_files(name, metrics_port=metrics, drain_port=self.drain_port, **more)
+        log = (folder / "log").open("ab")
         process = await asyncio.create_subprocess_exec(
             *(shutil.which("envoy") or "envoy", "-c", str(folder / bootstrap.BOOTSTRAP_FILE), "--concurrency", "1"),
             *("--use-dynamic-base-id", "--service-node", name, "--service-cluster", "tierwise", "-l", "warning"),
