@@ -293,6 +293,7 @@ class Lab:
             *(shutil.which("envoy") or "envoy", "-c", str(folder / bootstrap.BOOTSTRAP_FILE), "--concurrency", "1"),
             *("--use-dynamic-base-id", "--service-node", name, "--service-cluster", "tierwise", "-l", "warning"),
             *("--component-log-level", "config:error"),
+            *("--file-flush-interval-msec", "100"),
             stdout=log,
             stderr=log,
         )

@@ -23,6 +23,7 @@ from tierwise.render.envoy import (
     routes,
     scopes,
     secrets,
+    tracing,
 )
 from tierwise.render.envoy.bundle import GatewayConfig, Limits, NamespaceBundle, Resource
 from tierwise.render.envoy.fields import (
@@ -138,10 +139,11 @@ class Renderer:
             LISTENER: {LISTENER_NAME: listener.listener(self._options), RELAY_LISTENER: relay.listener(self._options)},
             ROUTES: {DEFAULT_ROUTES: _default_routes(inputs if access is None else {})},
             SCOPE: scopes.default(),
+            CLUSTER: tracing.collector(self._options.tracing),
         }
         if access is not None and authentication is not None:
             shared[EXTENSION] = {consumers.API_KEYS: consumers.api_keys(access)}
-            shared[CLUSTER] = consumers.jwks_clusters(authentication, self._options)
+            shared[CLUSTER] |= consumers.jwks_clusters(authentication, self._options)
         for resources in shared.values():
             for resource in resources.values():
                 encode(resource)

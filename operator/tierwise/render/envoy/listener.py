@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tierwise.render.envoy import accesslog, clients, errors, filters
+from tierwise.render.envoy import accesslog, clients, errors, filters, tracing
 from tierwise.render.envoy.bundle import Resource
 from tierwise.render.envoy.fields import ADS, LISTENER_NAME, SCOPE_HEADER, extension
 from tierwise.render.envoy.options import GatewayOptions
@@ -29,6 +29,7 @@ def connection_manager(options: GatewayOptions) -> dict[str, Any]:
         server_header_transformation="PASS_THROUGH",
         **clients.bounds(options),
         **clients.request_id(),
+        **tracing.of_requests(options.tracing),
         early_header_mutation_extensions=[filters.strip_internal_headers()],
         http_filters=filters.chain(options),
         local_reply_config=errors.local_replies(authenticated=options.authentication is not None),
