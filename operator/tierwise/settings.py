@@ -93,12 +93,7 @@ class Settings:
         for field in ("xds_port", "http_port"):
             if not 0 <= getattr(self, field) <= 65_535:
                 raise SettingsError(f"{field} {getattr(self, field)}: write a port, 1 to 65535, or 0 for any")
-        if self.tracing_endpoint and not 0 < (self.tracing or ("", 0))[1] <= 65_535:
-            raise SettingsError(
-                f"tracing_endpoint {self.tracing_endpoint!r}: write host:port, such as collector.monitoring.svc:4317"
-            )
-        if not 0 <= self.tracing_sampling_percent <= 100:
-            raise SettingsError(f"tracing_sampling_percent {self.tracing_sampling_percent:g}: write 0 to 100")
+        self._check_tracing()
         if self.metrics_interval_seconds < 1:
             raise SettingsError("metrics_interval_seconds: at least 1")
         if self.metrics_window_seconds < 5:
@@ -107,6 +102,14 @@ class Settings:
             raise SettingsError("insecure_xds and certificates exclude each other: keep the certificates")
         if not self.leader_election and self.namespaces == () and self.kubeconfig is None:
             raise SettingsError("leader election can only be switched off in a trial with --kubeconfig")
+
+    def _check_tracing(self) -> None:
+        if self.tracing_endpoint and not 0 < (self.tracing or ("", 0))[1] <= 65_535:
+            raise SettingsError(
+                f"tracing_endpoint {self.tracing_endpoint!r}: write host:port, such as collector.monitoring.svc:4317"
+            )
+        if not 0 <= self.tracing_sampling_percent <= 100:
+            raise SettingsError(f"tracing_sampling_percent {self.tracing_sampling_percent:g}: write 0 to 100")
 
     @property
     def tracing(self) -> tuple[str, int] | None:

@@ -230,6 +230,8 @@ class Lab:
         self.xds = XdsServer("127.0.0.1", 0, self.material)
         self.envoys: list[asyncio.subprocess.Process] = []
         self.world = world()
+        self.xds_name = "tierwise-xds.test"
+        self.patience = 10.0  # seconds for an answer
 
     def material(self) -> Material:
         pair = self.server_certificate
@@ -270,7 +272,7 @@ class Lab:
         options = bootstrap.BootstrapOptions(
             xds_host="127.0.0.1",
             xds_port=self.xds_port,
-            xds_name="tierwise-xds.test",
+            xds_name=self.xds_name,
             xds_dns=False,
             certificates=str(folder / "xds"),
             files=str(folder),
@@ -359,7 +361,9 @@ class Lab:
             given = io.BytesIO(given)
         sent = {"content-type": "application/json", **(headers or {})}
         url = f"http://127.0.0.1:{port}{path}"
-        async with self.http.post(url, data=given, headers=sent, timeout=aiohttp.ClientTimeout(10)) as response:
+        async with self.http.post(
+            url, data=given, headers=sent, timeout=aiohttp.ClientTimeout(self.patience)
+        ) as response:
             raw = await response.read()
             return Answer(response.status, {k.lower(): v for k, v in response.headers.items()}, raw)
 
