@@ -111,7 +111,7 @@ def bootstrap(options: BootstrapOptions) -> dict[str, Any]:
     config: dict[str, Any] = {
         "admin": {
             "address": _pipe(options),
-            # No `/config_dump` above all: it shows consumers' keys. A scrape's own query is appended.
+            # No `/config_dump` above all: `tierwise envoy-config` is for that. A scrape's own query is appended.
             "allow_paths": [*({"exact": path} for path in (_READY, _DRAIN, _ACTIVE)), {"prefix": _PROMETHEUS}],
             "ignore_global_conn_limit": True,
         },

@@ -12,7 +12,7 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message, message_factory
+from google.protobuf import descriptor, descriptor_pb2, descriptor_pool, json_format, message, message_factory
 
 from tierwise.errors import TierwiseError
 from tierwise.render.envoy.bundle import Resource
@@ -73,6 +73,16 @@ def message_class(full_name: str) -> type[message.Message]:
         KeyError: Envoy 1.40 has no such message.
     """
     return message_factory.GetMessageClass(_pool().FindMessageTypeByName(full_name))
+
+
+@lru_cache(maxsize=8)
+def extension_of(full_name: str) -> descriptor.FieldDescriptor:
+    """An extension of Envoy's API, such as an annotation of its fields.
+
+    Raises:
+        KeyError: Envoy 1.40 has no such extension.
+    """
+    return _pool().FindExtensionByName(full_name)
 
 
 def name_of(resource: Resource) -> str:
