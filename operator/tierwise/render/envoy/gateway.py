@@ -135,15 +135,17 @@ class Renderer:
                 invalid[namespace] = str(outcome)
             else:
                 bundles[namespace] = outcome
+        brought = tracing.collector(self._options.tracing)
         shared = {
             LISTENER: {LISTENER_NAME: listener.listener(self._options), RELAY_LISTENER: relay.listener(self._options)},
             ROUTES: {DEFAULT_ROUTES: _default_routes(inputs if access is None else {})},
             SCOPE: scopes.default(),
-            CLUSTER: tracing.collector(self._options.tracing),
         }
         if access is not None and authentication is not None:
             shared[EXTENSION] = {consumers.API_KEYS: consumers.api_keys(access)}
-            shared[CLUSTER] |= consumers.jwks_clusters(authentication, self._options)
+            brought |= consumers.jwks_clusters(authentication, self._options)
+        if brought:
+            shared[CLUSTER] = brought
         for resources in shared.values():
             for resource in resources.values():
                 encode(resource)

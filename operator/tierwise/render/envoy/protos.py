@@ -46,7 +46,8 @@ class Encoded:
     Attributes:
         type_url, name: of the resource.
         data: the serialised message.
-        version: hash of `data`: equal content has an equal version on every operator replica.
+        version: hash of the content: equal content has an equal version on every operator replica. Not of `data`:
+            messages within messages may be serialised in another order by another process.
     """
 
     type_url: str
@@ -117,13 +118,9 @@ def encode(resource: Resource) -> Encoded:
 def _encode(text: str) -> Encoded:
     # A change touches few resources: all others of a large configuration come from the cache.
     resource = json.loads(text)
-    return _encoded(str(resource.get("@type", "")), name_of(resource), resource)
-
-
-def _encoded(type_url: str, name: str, resource: Resource) -> Encoded:
-    parsed = parse(resource)
-    data = parsed.SerializeToString(deterministic=True)
-    return Encoded(type_url, name, data, hashlib.sha256(data).hexdigest()[:16])
+    data = parse(resource).SerializeToString(deterministic=True)
+    version = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return Encoded(str(resource.get("@type", "")), name_of(resource), data, version)
 
 
 def parse(resource: Resource) -> message.Message:
