@@ -15,6 +15,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "cluster": ("tierwise.devcluster.cli", "cluster", "A real control plane with a process node, on this machine."),
     "demo": ("tierwise.demo.cli", "demo", "Bring everything up, send load, show what it costs."),
     "engine": ("tierwise.engine.cli", "engine", "An OpenAI-compatible engine simulator with vLLM's metrics."),
+    "envoy-config": (
+        "tierwise.runtime.envoy_config",
+        "envoy_config",
+        "Print the gateways' Envoy resources as they are served, without secrets.",
+    ),
     "run": ("tierwise.runtime.cli", "run", "Run the operator."),
 }
 

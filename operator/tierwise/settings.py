@@ -9,6 +9,8 @@ from tierwise.errors import TierwiseError
 
 _NAME = re.compile(r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
 
+_ENDPOINT = re.compile(r"^(?P<host>[A-Za-z0-9]([-A-Za-z0-9.]{0,251}[A-Za-z0-9])?):(?P<port>[1-9][0-9]{0,4})$")
+
 
 class SettingsError(TierwiseError):
     """A setting has no usable value; the message names it and what it should be."""
@@ -33,6 +35,8 @@ class Settings:
         http_host, http_port: where /livez, /readyz and /metrics are served.
         certificates: directory with ca.crt, tls.crt and tls.key of the gateway channel; None: made for this process.
         insecure_xds: no TLS on the gateway channel; for trials on loopback only.
+        tracing_endpoint: host:port of an OTLP (gRPC) collector, for the gateways' spans; empty: no tracing.
+        tracing_sampling_percent: of requests whose caller does not say itself whether they are traced.
         leader_election: off means: this replica decides without asking; only for a single replica in trials.
         authentication: callers of the gateway have to prove who they are; off only for trials.
         jwt_issuers: whose signed tokens they may use, as JSON (`render.envoy.consumers.read_issuers`).
@@ -57,6 +61,8 @@ class Settings:
     http_port: int = 8080
     certificates: Path | None = None
     insecure_xds: bool = False
+    tracing_endpoint: str = ""
+    tracing_sampling_percent: float = 1.0
     leader_election: bool = True
     authentication: bool = True
     jwt_issuers: str = "[]"
@@ -87,6 +93,7 @@ class Settings:
         for field in ("xds_port", "http_port"):
             if not 0 <= getattr(self, field) <= 65_535:
                 raise SettingsError(f"{field} {getattr(self, field)}: write a port, 1 to 65535, or 0 for any")
+        self._check_tracing()
         if self.metrics_interval_seconds < 1:
             raise SettingsError("metrics_interval_seconds: at least 1")
         if self.metrics_window_seconds < 5:
@@ -95,3 +102,17 @@ class Settings:
             raise SettingsError("insecure_xds and certificates exclude each other: keep the certificates")
         if not self.leader_election and self.namespaces == () and self.kubeconfig is None:
             raise SettingsError("leader election can only be switched off in a trial with --kubeconfig")
+
+    def _check_tracing(self) -> None:
+        if self.tracing_endpoint and not 0 < (self.tracing or ("", 0))[1] <= 65_535:
+            raise SettingsError(
+                f"tracing_endpoint {self.tracing_endpoint!r}: write host:port, such as collector.monitoring.svc:4317"
+            )
+        if not 0 <= self.tracing_sampling_percent <= 100:
+            raise SettingsError(f"tracing_sampling_percent {self.tracing_sampling_percent:g}: write 0 to 100")
+
+    @property
+    def tracing(self) -> tuple[str, int] | None:
+        """Host and port of the collector; None: no tracing."""
+        found = _ENDPOINT.match(self.tracing_endpoint)
+        return (found["host"], int(found["port"])) if found is not None else None

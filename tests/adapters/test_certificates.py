@@ -70,7 +70,9 @@ async def test_a_fresh_set_is_left_alone_and_an_old_one_is_renewed_under_the_sam
     assert secrets.writes == 5  # server and client, not the authority
 
 
-async def test_a_new_authority_is_trusted_everywhere_before_it_signs(tmp_path: Path) -> None:
+async def test_a_new_authority_is_trusted_everywhere_before_it_signs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No moment of the change-over at which a gateway and an operator that have read different passes part."""
     secrets, passes = FakeSecrets(), []
     start = datetime.now(UTC) - certificates.AUTHORITY_LIFE * certificates.RENEW_AT - timedelta(hours=1)
@@ -86,7 +88,14 @@ async def test_a_new_authority_is_trusted_everywhere_before_it_signs(tmp_path: P
         return tuple(certificates.read(secrets.held[f"tierwise-xds-{side}"]) for side in ("server", "client"))  # type: ignore[return-value]  # two of them
 
     passes.append(held())
-    for _ in range(3):
+    await certificates.ensure(secrets, "tierwise-system", datetime.now(UTC))
+    passes.append(held())
+    # Another replica's pass, a moment later and up to hours later: gateways may not have read what to trust.
+    for later in (timedelta(0), certificates.SETTLE - timedelta(minutes=1)):
+        await certificates.ensure(secrets, "tierwise-system", datetime.now(UTC) + later)
+        assert held() == passes[1], "not settled yet"
+    monkeypatch.setattr(certificates, "SETTLE", timedelta(0))
+    for _ in range(2):
         await certificates.ensure(secrets, "tierwise-system", datetime.now(UTC))
         passes.append(held())
     assert passes[1][0].certificate == passes[0][0].certificate, "the first pass changes trust only"

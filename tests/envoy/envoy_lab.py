@@ -230,6 +230,8 @@ class Lab:
         self.xds = XdsServer("127.0.0.1", 0, self.material)
         self.envoys: list[asyncio.subprocess.Process] = []
         self.world = world()
+        self.xds_name = "tierwise-xds.test"
+        self.patience = 10.0  # seconds for an answer
 
     def material(self) -> Material:
         pair = self.server_certificate
@@ -239,11 +241,11 @@ class Lab:
             pair.private_key_pem.bytes(),
         )
 
-    async def start(self) -> "Lab":
+    async def start(self, **more) -> "Lab":
         self.http = aiohttp.ClientSession()
         await self.publish(self.world)
         self.xds_port = await self.xds.start(self.changes.set)
-        await self.envoy("gateway-0")
+        await self.envoy("gateway-0", **more)
         return self
 
     async def stop(self) -> None:
@@ -264,33 +266,36 @@ class Lab:
         (folder / "tls.key").write_bytes(pair.private_key_pem.bytes())
         (folder / "ca.crt").write_bytes(self.authority.cert_pem.bytes())
 
-    def start_files(self, name: str, *, metrics_port: int, admin_port: int) -> Path:
+    def start_files(self, name: str, *, metrics_port: int, drain_port: int, **more) -> Path:
         folder = self.folder / name
         self.write_client_certificate(folder / "xds")
         options = bootstrap.BootstrapOptions(
             xds_host="127.0.0.1",
             xds_port=self.xds_port,
-            xds_name="tierwise-xds.test",
+            xds_name=self.xds_name,
             xds_dns=False,
             certificates=str(folder / "xds"),
             files=str(folder),
-            admin_port=admin_port,
+            admin_path=str(folder / "admin.sock"),
+            drain_port=drain_port,
             metrics_address="127.0.0.1",
             metrics_port=metrics_port,
+            **more,
         )
         for file, content in bootstrap.files(options).items():
             (folder / file).write_text(json.dumps(content))
         return folder
 
-    async def envoy(self, name: str) -> asyncio.subprocess.Process:
-        """Start one, and wait until it is ready."""
-        admin, metrics = free_port(), free_port()
-        folder = self.start_files(name, metrics_port=metrics, admin_port=admin)
-        log = (folder / "log").open("wb")
+    async def envoy(self, name: str, **more) -> asyncio.subprocess.Process:
+        """Start one, with more options of the bootstrap, and wait until it is ready."""
+        self.drain_port, metrics = free_port(), free_port()
+        folder = self.start_files(name, metrics_port=metrics, drain_port=self.drain_port, **more)
+        log = (folder / "log").open("ab")
         process = await asyncio.create_subprocess_exec(
             *(shutil.which("envoy") or "envoy", "-c", str(folder / bootstrap.BOOTSTRAP_FILE), "--concurrency", "1"),
             *("--use-dynamic-base-id", "--service-node", name, "--service-cluster", "tierwise", "-l", "warning"),
             *("--component-log-level", "config:error"),
+            *("--file-flush-interval-msec", "100"),
             stdout=log,
             stderr=log,
         )
@@ -356,7 +361,9 @@ class Lab:
             given = io.BytesIO(given)
         sent = {"content-type": "application/json", **(headers or {})}
         url = f"http://127.0.0.1:{port}{path}"
-        async with self.http.post(url, data=given, headers=sent, timeout=aiohttp.ClientTimeout(10)) as response:
+        async with self.http.post(
+            url, data=given, headers=sent, timeout=aiohttp.ClientTimeout(self.patience)
+        ) as response:
             raw = await response.read()
             return Answer(response.status, {k.lower(): v for k, v in response.headers.items()}, raw)
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import pathlib
 import subprocess
+import sys
 
 import pytest
 from envoy_lab import external, in_cluster, policy, world
@@ -125,6 +127,28 @@ def test_equal_worlds_give_equal_bytes_in_any_order(given_world):
     one, two = gateway.render(given_world), gateway.render(shuffled)
     assert protos.canonical(one.shared) == protos.canonical(two.shared)
     assert one.namespaces == two.namespaces
+
+
+VERSIONS = """
+from envoy_lab import in_cluster, policy, world
+from tierwise.render.envoy import gateway, protos
+config = gateway.render(world([in_cluster()], [policy(classes=[{"name": "all", "tiers": [{"name": "compact"}]}])]))
+bundle = config.namespaces["legal"]
+found = [bundle.routes, *bundle.clusters.values(), *(each for kind in config.shared.values() for each in kind.values())]
+print(*(protos.encode(each).version for each in found))
+"""
+
+
+def test_versions_are_equal_in_every_process():
+    """Else a gateway that goes to another replica would be sent everything anew, its listener too."""
+    folder = pathlib.Path(__file__).parent
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", VERSIONS], cwd=folder, capture_output=True, text=True, check=True, timeout=60
+        ).stdout
+        for _ in range(4)
+    }
+    assert len(printed) == 1
 
 
 @settings(max_examples=20, deadline=None)

@@ -17,7 +17,9 @@ from tierwise.adapters.cluster import ForbiddenError, NotFoundError, Unavailable
 from tierwise.adapters.prometheus import PrometheusError
 from tierwise.core.signals import Missing, Reading, Signals
 from tierwise.core.world import Key
+from tierwise.render.envoy.options import Tracing
 from tierwise.runtime import relist, targets
+from tierwise.runtime.assembly import gateway_options
 from tierwise.runtime.relist import Relister
 from tierwise.runtime.secrets import SecretReader
 from tierwise.runtime.signals import SignalReader
@@ -295,12 +297,21 @@ async def test_liveness_follows_the_heartbeats_and_readiness_the_preconditions(m
         {"metrics_interval_seconds": 0.1},
         {"metrics_window_seconds": 1},
         {"leader_election": False},
+        {"tracing_endpoint": "http://collector:4317"},
+        {"tracing_endpoint": "collector:70000"},
+        {"tracing_sampling_percent": 101.0},
         {"insecure_xds": True, "certificates": Path("/x")},
     ],
 )
 def test_a_wrong_setting_is_named(wrong):
     with pytest.raises(SettingsError, match=next(iter(wrong)).removesuffix("s").replace("_", ".")[:9]):
         Settings(**{"identity": "op-0"} | wrong)
+
+
+def test_tracing_is_what_is_set_and_off_else():
+    given = Settings(identity="op-0", tracing_endpoint="otel.monitoring.svc:4317", tracing_sampling_percent=12.5)
+    assert gateway_options(given).tracing == Tracing("otel.monitoring.svc", 4317, 12.5)
+    assert gateway_options(Settings(identity="op-0")).tracing is None
 
 
 @pytest.mark.usefixtures("logging_restored")

@@ -4,8 +4,9 @@ Not by Helm's `genCA`: `helm template` and Argo CD would make new ones at each r
 operator's own namespace: the authority (only the operator may read it), the server's pair, and the gateways' pair,
 which their Pods mount and Envoy reloads when it changes.
 
-A new authority does not cut the channel: it is published beside the old one first (`ca.crt` holds both), and only a
-later pass signs with it, when everybody has had time to read that.
+A new authority does not cut the channel: it is published beside the old one first (`ca.crt` holds both), and signs only
+when it is `SETTLE` old: each replica and each gateway has read by then that it is to be trusted. Passes alone say
+nothing: another replica's may follow a second later.
 """
 
 import base64
@@ -32,6 +33,8 @@ LEAF_LIFE = timedelta(days=90)
 RENEW_AT = 2 / 3
 # Clocks of nodes differ a little.
 BACKDATE = timedelta(minutes=5)
+# Longer than replicas take to look at the Secrets again (`runtime.channel`), and the kubelet to bring them to gateways.
+SETTLE = timedelta(hours=3)
 ATTEMPTS = 5
 
 
@@ -133,13 +136,14 @@ def succession(
     """What follows a pair that is in use: itself while nothing has to change.
 
     With a new authority only the trust changes at first, as long as the old signature is still good: the other side may
-    not have read the new one yet.
+    not have read of the new one yet. Its signature follows when it has settled and the pair is due.
     """
     certificate = x509.load_pem_x509_certificate(held.certificate)
     good = now < held.not_after and _signed_by_one_of(certificate, authority.ca) and _names(certificate) == dns_names
     if good and held.ca != authority.ca:
         return replace(held, ca=authority.ca)
-    if good and not needs_renewal(held, now):
+    settled = now - authority.not_before >= BACKDATE + SETTLE or _signed_by_one_of(certificate, authority.certificate)
+    if good and not (settled and needs_renewal(held, now)):
         return held
     return issue(authority, name, dns_names, now, server=server)
 

@@ -10,7 +10,7 @@ from tierwise.adapters.xds import XdsServer
 from tierwise.core import situation
 from tierwise.render.envoy import consumers
 from tierwise.render.envoy import gateway as envoy
-from tierwise.render.envoy.options import Authentication, GatewayOptions
+from tierwise.render.envoy.options import Authentication, GatewayOptions, Tracing
 from tierwise.runtime.app import Operator, Rooms
 from tierwise.settings import Settings, SettingsError
 
@@ -28,12 +28,14 @@ def gateway_options(settings: Settings) -> GatewayOptions:
     Raises:
         SettingsError: the issuers of tokens are not what they should be.
     """
+    tracing = Tracing(*settings.tracing, settings.tracing_sampling_percent) if settings.tracing is not None else None
     if not settings.authentication:
-        return GatewayOptions()
+        return GatewayOptions(tracing=tracing)
     try:
-        return GatewayOptions(authentication=Authentication(consumers.read_issuers(settings.jwt_issuers)))
+        issuers = consumers.read_issuers(settings.jwt_issuers)
     except ValueError as error:
         raise SettingsError(str(error)) from error
+    return GatewayOptions(authentication=Authentication(issuers), tracing=tracing)
 
 
 async def operator(settings: Settings, rooms: Rooms | None = None) -> Operator:

@@ -149,7 +149,7 @@ class XdsServer:
     async def publish(self, config: GatewayConfig, world: World) -> None:
         """Serve this configuration from now on, but what gateways have refused already."""
         heard, known, before = set(self._catalog.heard), dict(self._catalog.good), self._catalog.encoded
-        prepared = await asyncio.to_thread(lambda: prepare(config, _kept(world, heard, known), before))
+        prepared = await asyncio.to_thread(lambda: prepare(config, kept(world, heard, known), before))
         self._touch(self._catalog.publish(prepared))
         for namespace in [*self._words]:
             if namespace not in self._catalog.refused:
@@ -292,7 +292,7 @@ def credentials(tls: Callable[[], Tls]) -> grpc.ServerCredentials:
     return grpc.dynamic_ssl_server_credentials(configuration(), configuration, require_client_authentication=True)
 
 
-def _kept(world: World, heard: set[str], known: Mapping[str, NamespaceBundle]) -> dict[str, NamespaceBundle]:
+def kept(world: World, heard: set[str], known: Mapping[str, NamespaceBundle]) -> dict[str, NamespaceBundle]:
     """Last good bundles out of their ConfigMaps, of namespaces whose gateways here have not spoken, where news."""
     found = {}
     for namespace, child in world.last_good.items():

@@ -285,8 +285,9 @@ def lines() -> dict[str, Any]:
         "time": "%START_TIME%",
         "request_id": "%REQ(X-REQUEST-ID)%",
         "method": "%REQ(:METHOD)%",
-        "path": f"%FILTER_STATE({METADATA}.path:PLAIN)%",
-        "model": f"%DYNAMIC_METADATA({METADATA}:model)%",
+        # What clients choose is cut: a line stays a line, whatever they send.
+        "path": f"%FILTER_STATE({METADATA}.path:PLAIN):256%",
+        "model": f"%DYNAMIC_METADATA({METADATA}:model):256%",
         **_LABELS,
         **_CONSUMER,
         "code": "%RESPONSE_CODE%",

@@ -1,4 +1,4 @@
-"""What an Envoy starts with: where its configuration comes from, its admin interface, and the port that is scraped.
+"""What an Envoy starts with: where its configuration comes from, who may see its admin interface, and its bounds.
 
 Everything else arrives by Delta ADS over mTLS. The client certificate is read by SDS from files, so that a renewed one
 is taken without a restart; Envoy reads such secrets from a file of their own only, hence `files`.
@@ -20,14 +20,24 @@ BOOTSTRAP_FILE = "bootstrap.json"
 CERTIFICATE_FILE = "xds-certificate.json"
 AUTHORITY_FILE = "xds-authority.json"
 
-_MIB = 1024 * 1024
-
 LATENCY_BUCKETS_MS = (
     *(5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 400, 500, 650, 800),
     *(1_000, 1_250, 1_500, 2_000, 2_500, 3_000, 4_000, 5_000, 6_500, 8_000),
     *(10_000, 15_000, 20_000, 30_000, 45_000, 60_000, 90_000, 120_000, 180_000, 300_000, 600_000),
 )
 """Upper bounds in milliseconds: no two neighbours of the seconds that objectives name are more than a third apart."""
+
+
+MAX_HEAP_BYTES = 1024 * 1024 * 1024 * 4 // 5
+"""With the chart's memory limit of 1 GiB: what Envoy's heap does not hold (programs, Lua, stacks) needs room too.
+
+The chart puts four fifths of the limit that is set in the place of this number.
+"""
+
+_READY = "/ready"
+_PROMETHEUS = "/stats/prometheus?usedonly"  # statistics that nothing has touched yet are most of them, and say nothing
+_DRAIN = "/drain_listeners?graceful&skip_exit"
+_ACTIVE = "/stats?filter=gateway.downstream_rq_active"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +49,11 @@ class BootstrapOptions:
         xds_name: name that its certificate must carry.
         certificates: folder with tls.crt, tls.key and ca.crt; None: no TLS (trials on loopback only).
         files: folder that holds the files that `files` returns.
-        admin_address, admin_port: the admin interface, for the Pod itself only.
+        admin_path: Unix socket of the admin interface; only Envoy's own user may open it.
+        drain_port: on loopback, what the end of the Pod needs: begin to drain, and how many requests are left.
         metrics_address, metrics_port: /stats/prometheus and /ready, for Prometheus and the kubelet.
-        max_heap_bytes: memory at which the gateway refuses requests instead of dying.
-        max_connections: of clients.
+        max_heap_bytes: memory that the gateway may take; near it, it refuses requests instead of dying.
+        max_connections: of clients; more are closed as soon as they are opened.
         xds_dns: follow the addresses of a headless Service; False where `xds_host` is an address.
     """
 
@@ -51,11 +62,11 @@ class BootstrapOptions:
     xds_name: str = ""
     certificates: str | None = "/etc/tierwise/xds"
     files: str = "/etc/tierwise/envoy"
-    admin_address: str = "127.0.0.1"
-    admin_port: int = 9902
+    admin_path: str = "/run/tierwise/admin.sock"
+    drain_port: int = 9902
     metrics_address: str = "0.0.0.0"  # noqa: S104 - Prometheus and the kubelet are elsewhere
     metrics_port: int = 9901
-    max_heap_bytes: int = 1024 * _MIB
+    max_heap_bytes: int = MAX_HEAP_BYTES
     max_connections: int = 20_000
     xds_dns: bool = True
 
@@ -98,7 +109,12 @@ def bootstrap(options: BootstrapOptions) -> dict[str, Any]:
         InvalidResource: it does not fit Envoy's API; a defect of Tierwise.
     """
     config: dict[str, Any] = {
-        "admin": {"address": _address(options.admin_address, options.admin_port)},
+        "admin": {
+            "address": _pipe(options),
+            # No `/config_dump` above all: `tierwise envoy-config` is for that. A scrape's own query is appended.
+            "allow_paths": [*({"exact": path} for path in (_READY, _DRAIN, _ACTIVE)), {"prefix": _PROMETHEUS}],
+            "ignore_global_conn_limit": True,
+        },
         "dynamic_resources": {
             "ads_config": {
                 "api_type": "DELTA_GRPC",
@@ -116,7 +132,10 @@ def bootstrap(options: BootstrapOptions) -> dict[str, Any]:
             "cds_config": ADS,
             "lds_config": ADS,
         },
-        "static_resources": {"listeners": [_metrics(options)], "clusters": [_xds(options), _admin(options)]},
+        "static_resources": {
+            "listeners": [_metrics(options), _drain(options)],
+            "clusters": [_xds(options), _cluster(ADMIN_CLUSTER, _pipe(options))],
+        },
         "stats_config": {
             "histogram_bucket_settings": [
                 {"match": {"prefix": "tierwise."}, "buckets": [float(bound) for bound in LATENCY_BUCKETS_MS]}
@@ -140,20 +159,24 @@ def _address(address: str, port: int) -> dict[str, Any]:
     return {"socket_address": {"address": address, "port_value": port}}
 
 
-def _cluster(name: str, address: str, port: int) -> dict[str, Any]:
+def _pipe(options: BootstrapOptions) -> dict[str, Any]:
+    return {"pipe": {"path": options.admin_path, "mode": 0o600}}
+
+
+def _cluster(name: str, address: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": name,
         "connect_timeout": "1s",
         "load_assignment": {
             "cluster_name": name,
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(address, port)}}]}],
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
         },
     }
 
 
 def _xds(options: BootstrapOptions) -> dict[str, Any]:
     cluster = {
-        **_cluster(XDS_CLUSTER, options.xds_host, options.xds_port),
+        **_cluster(XDS_CLUSTER, _address(options.xds_host, options.xds_port)),
         "typed_extension_protocol_options": {
             _HTTP_OPTIONS: typed(
                 _HTTP_OPTIONS,
@@ -189,30 +212,51 @@ def _xds(options: BootstrapOptions) -> dict[str, Any]:
     return cluster
 
 
-def _admin(options: BootstrapOptions) -> dict[str, Any]:
-    return _cluster(ADMIN_CLUSTER, options.admin_address, options.admin_port)
-
-
 def _metrics(options: BootstrapOptions) -> dict[str, Any]:
-    """Two paths of the admin interface, and no other: it can also stop the process and print configuration."""
+    """For Prometheus and the kubelet: two things that the admin interface says, and no other."""
+    return _window(
+        "metrics",
+        _address(options.metrics_address, options.metrics_port),
+        ("GET", "/stats/prometheus", _PROMETHEUS),
+        ("GET", "/ready", _READY),
+    )
 
-    def route(path: str, target: str) -> dict[str, Any]:
+
+def _drain(options: BootstrapOptions) -> dict[str, Any]:
+    """For the Pod's own preStop script: the shell of Envoy's image opens TCP connections, and no Unix sockets."""
+    return _window(
+        "drain",
+        _address("127.0.0.1", options.drain_port),
+        ("POST", "/drain", _DRAIN),
+        ("GET", "/active", _ACTIVE),
+    )
+
+
+def _window(name: str, address: dict[str, Any], *shown: tuple[str, str, str]) -> dict[str, Any]:
+    """A listener that hands a few requests (method, path, the admin's path) on to the admin interface."""
+
+    def route(method: str, path: str, target: str) -> dict[str, Any]:
         rewrite = {"pattern": {"regex": ".*"}, "substitution": target}
-        return {"match": {"path": path}, "route": {"cluster": ADMIN_CLUSTER, "regex_rewrite": rewrite}}
+        asked = {"path": path, "headers": [{"name": ":method", "string_match": {"exact": method}}]}
+        return {"match": asked, "route": {"cluster": ADMIN_CLUSTER, "regex_rewrite": rewrite}}
 
-    # Statistics that nothing has touched yet are most of them, and say nothing.
-    routes = [route("/stats/prometheus", "/stats/prometheus?usedonly"), route("/ready", "/ready")]
+    routes = [route(*each) for each in shown]
     manager = extension(
         "http",
         _MANAGER,
-        stat_prefix="metrics",
-        route_config={"name": "metrics", "virtual_hosts": [{"name": "metrics", "domains": ["*"], "routes": routes}]},
+        stat_prefix=name,
+        route_config={"name": name, "virtual_hosts": [{"name": name, "domains": ["*"], "routes": routes}]},
         http_filters=[extension("envoy.filters.http.router", "envoy.extensions.filters.http.router.v3.Router")],
+        request_headers_timeout="10s",
+        common_http_protocol_options={"idle_timeout": "120s"},
     )
     return {
-        "name": "metrics",
-        "address": _address(options.metrics_address, options.metrics_port),
+        "name": name,
+        "address": address,
         "filter_chains": [{"filters": [manager]}],
+        # A gateway that is full of clients is alive, and can be seen to be: it must not be restarted for it.
+        "ignore_global_conn_limit": True,
+        "bypass_overload_manager": True,
     }
 
 
@@ -234,5 +278,16 @@ def _overload(options: BootstrapOptions) -> dict[str, Any]:
                 max_active_downstream_connections=options.max_connections,
             ),
         ],
-        "actions": [action("shrink_heap", 0.9), action("stop_accepting_requests", 0.95)],
+        # New requests are refused before running ones are harmed; only what is left of those that hold most is reset,
+        # when all others would die with the process.
+        "actions": [
+            action("shrink_heap", 0.85),
+            action("disable_http_keepalive", 0.9),
+            action("stop_accepting_requests", 0.92),
+            {
+                "name": "envoy.overload_actions.reset_high_memory_stream",
+                "triggers": [{"name": heap, "scaled": {"scaling_threshold": 0.97, "saturation_threshold": 1.0}}],
+            },
+        ],
+        "buffer_factory_config": {"minimum_account_to_track_power_of_two": 20},
     }

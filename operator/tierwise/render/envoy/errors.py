@@ -13,6 +13,9 @@ _ASKED = f"%REQ({REQUESTED_HEADER})%"
 _POLICY = f"RoutingPolicy %METADATA(ROUTE:{METADATA}:namespace)%/%METADATA(ROUTE:{METADATA}:policy)%"
 _CLASS = f"class %METADATA(ROUTE:{METADATA}:class)%"
 
+RETRY_AFTER_SECONDS = "5"
+"""What clients are told to wait when the gateway is short of memory."""
+
 
 def error(message: str, kind: str, code: str, param: str | None = None) -> dict[str, Any]:
     """The body, as OpenAI's API has it."""
@@ -134,6 +137,9 @@ def local_replies(*, authenticated: bool) -> dict[str, Any]:
         "rate_limit_error",
         "budget_throttled",
     )
+    busy = error("The gateway is short of memory: try again later", "server_error", "overloaded")
+    late = error("The request did not arrive whole in time", "invalid_request_error", "request_timeout")
+    headers = error("The request's headers are too large or too many", "invalid_request_error", "headers_too_large")
     large = error("The request body is too large for this gateway", "invalid_request_error", "request_too_large")
     return {
         "mappers": [
@@ -144,6 +150,10 @@ def local_replies(*, authenticated: bool) -> dict[str, Any]:
             _mapper(_status(401), stranger, 401),
             # Of a status: the flag is set too late. Routes that answer 429 by themselves have no bucket.
             _mapper({"and_filter": {"filters": [_status(429), _THROTTLED]}}, throttled, 429),
+            _mapper(_details("overload"), busy, 503)
+            | {"headers_to_add": [set_header("retry-after", RETRY_AFTER_SECONDS)]},
+            _mapper(_status(408), late, 408),
+            _mapper(_status(431), headers, 431),
         ]
     }
 
@@ -154,6 +164,12 @@ def _mapper(matches: dict[str, Any], body: dict[str, Any], status: int) -> dict[
 
 def _flags(*flags: str) -> dict[str, Any]:
     return {"response_flag_filter": {"flags": list(flags)}}
+
+
+def _details(text: str) -> dict[str, Any]:
+    """What Envoy's overload manager answers has no flag of its own."""
+    cel = "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter"
+    return {"extension_filter": extension("cel", cel, expression=f"response.code_details == '{text}'")}
 
 
 def _status(code: int) -> dict[str, Any]:

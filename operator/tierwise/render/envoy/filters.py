@@ -8,7 +8,7 @@ drain its connections.
 
 from typing import Any
 
-from tierwise.render.envoy import accesslog, consumers, lua, throttle
+from tierwise.render.envoy import accesslog, clients, consumers, lua, throttle
 from tierwise.render.envoy.fields import (
     BAD_BODY,
     BYTES_HEADER,
@@ -93,7 +93,7 @@ def strip_internal_headers() -> dict[str, Any]:
     return extension(
         "tierwise.strip",
         "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
-        mutations=[{"remove": name} for name in sorted(INTERNAL_HEADERS)],
+        mutations=[*({"remove": name} for name in sorted(INTERNAL_HEADERS)), clients.short_request_id()],
     )
 
 

@@ -23,6 +23,7 @@ from tierwise.render.envoy import (
     routes,
     scopes,
     secrets,
+    tracing,
 )
 from tierwise.render.envoy.bundle import GatewayConfig, Limits, NamespaceBundle, Resource
 from tierwise.render.envoy.fields import (
@@ -134,6 +135,7 @@ class Renderer:
                 invalid[namespace] = str(outcome)
             else:
                 bundles[namespace] = outcome
+        brought = tracing.collector(self._options.tracing)
         shared = {
             LISTENER: {LISTENER_NAME: listener.listener(self._options), RELAY_LISTENER: relay.listener(self._options)},
             ROUTES: {DEFAULT_ROUTES: _default_routes(inputs if access is None else {})},
@@ -141,7 +143,9 @@ class Renderer:
         }
         if access is not None and authentication is not None:
             shared[EXTENSION] = {consumers.API_KEYS: consumers.api_keys(access)}
-            shared[CLUSTER] = consumers.jwks_clusters(authentication, self._options)
+            brought |= consumers.jwks_clusters(authentication, self._options)
+        if brought:
+            shared[CLUSTER] = brought
         for resources in shared.values():
             for resource in resources.values():
                 encode(resource)

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from tierwise.render.envoy import accesslog, errors, filters
+from tierwise.render.envoy import accesslog, clients, errors, filters, tracing
 from tierwise.render.envoy.bundle import Resource
-from tierwise.render.envoy.fields import ADS, LISTENER_NAME, SCOPE_HEADER, extension, seconds
+from tierwise.render.envoy.fields import ADS, LISTENER_NAME, SCOPE_HEADER, extension
 from tierwise.render.envoy.options import GatewayOptions
 from tierwise.render.envoy.protos import LISTENER
 from tierwise.render.envoy.scopes import SEPARATOR
@@ -27,9 +27,9 @@ def connection_manager(options: GatewayOptions) -> dict[str, Any]:
         path_with_escaped_slashes_action="REJECT_REQUEST",
         strip_any_host_port=True,
         server_header_transformation="PASS_THROUGH",
-        request_headers_timeout="10s",
-        stream_idle_timeout=seconds(options.idle_timeout_seconds),
-        common_http_protocol_options={"headers_with_underscores_action": "REJECT_REQUEST"},
+        **clients.bounds(options),
+        **clients.request_id(),
+        **tracing.of_requests(options.tracing),
         early_header_mutation_extensions=[filters.strip_internal_headers()],
         http_filters=filters.chain(options),
         local_reply_config=errors.local_replies(authenticated=options.authentication is not None),

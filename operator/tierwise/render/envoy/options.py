@@ -31,6 +31,20 @@ class Authentication:
 
 
 @dataclass(frozen=True, slots=True)
+class Tracing:
+    """Where spans of requests go, by OTLP over gRPC.
+
+    Attributes:
+        host, port: of the collector.
+        sampling_percent: of requests whose client does not say itself, by `traceparent`, whether they are traced.
+    """
+
+    host: str
+    port: int = 4317
+    sampling_percent: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class GatewayOptions:
     """Settings of every gateway.
 
@@ -40,6 +54,8 @@ class GatewayOptions:
         max_body_bytes: largest request body; each is held in memory once while its model is read.
         idle_timeout_seconds: longest silence of a request or stream; a completion that is not streamed is silent until
             it is done.
+        body_timeout_seconds: longest time for a request to arrive whole: 16 MiB take it at 1.1 Mbit/s.
+        tracing: spans of requests; None: none.
         access_log: write one JSON line per request (no prompt, no answer) to standard output.
         authentication: how callers prove who they are; None: not at all, for trials.
     """
@@ -49,8 +65,10 @@ class GatewayOptions:
     system_ca_path: str = "/etc/ssl/certs/ca-certificates.crt"
     max_body_bytes: int = 16 * 1024 * 1024
     idle_timeout_seconds: float = 900.0
+    body_timeout_seconds: float = 120.0
     access_log: bool = True
     authentication: Authentication | None = None
+    tracing: Tracing | None = None
 
 
 DEFAULTS = GatewayOptions()

@@ -12,7 +12,7 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message, message_factory
+from google.protobuf import descriptor, descriptor_pb2, descriptor_pool, json_format, message, message_factory
 
 from tierwise.errors import TierwiseError
 from tierwise.render.envoy.bundle import Resource
@@ -46,7 +46,8 @@ class Encoded:
     Attributes:
         type_url, name: of the resource.
         data: the serialised message.
-        version: hash of `data`: equal content has an equal version on every operator replica.
+        version: hash of the content: equal content has an equal version on every operator replica. Not of `data`:
+            messages within messages may be serialised in another order by another process.
     """
 
     type_url: str
@@ -73,6 +74,16 @@ def message_class(full_name: str) -> type[message.Message]:
         KeyError: Envoy 1.40 has no such message.
     """
     return message_factory.GetMessageClass(_pool().FindMessageTypeByName(full_name))
+
+
+@lru_cache(maxsize=8)
+def extension_of(full_name: str) -> descriptor.FieldDescriptor:
+    """An extension of Envoy's API, such as an annotation of its fields.
+
+    Raises:
+        KeyError: Envoy 1.40 has no such extension.
+    """
+    return _pool().FindExtensionByName(full_name)
 
 
 def name_of(resource: Resource) -> str:
@@ -107,13 +118,9 @@ def encode(resource: Resource) -> Encoded:
 def _encode(text: str) -> Encoded:
     # A change touches few resources: all others of a large configuration come from the cache.
     resource = json.loads(text)
-    return _encoded(str(resource.get("@type", "")), name_of(resource), resource)
-
-
-def _encoded(type_url: str, name: str, resource: Resource) -> Encoded:
-    parsed = parse(resource)
-    data = parsed.SerializeToString(deterministic=True)
-    return Encoded(type_url, name, data, hashlib.sha256(data).hexdigest()[:16])
+    data = parse(resource).SerializeToString(deterministic=True)
+    version = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return Encoded(str(resource.get("@type", "")), name_of(resource), data, version)
 
 
 def parse(resource: Resource) -> message.Message:
