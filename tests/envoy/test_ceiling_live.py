@@ -182,7 +182,7 @@ async def test_throttled_requests_per_second_hold_whatever_else_changes(lab, ups
         )
         await lab.settle(spent(large, compact, again, classes=classes))
         answered += (await rates(lab, 0.1))[0]
-    assert step >= 10
+    assert step >= 3
     assert answered <= 2.3 * 21 + 2
     assert (await rates(lab, 0.3, headers=VITAL))[1] == 0
 
