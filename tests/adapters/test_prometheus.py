@@ -197,6 +197,35 @@ async def test_usage_is_counted_from_raw_samples_and_only_once():
     source.close()
 
 
+async def test_what_copies_of_requests_cost_is_counted_for_their_tier():
+    def raw(name, *values, **labels):
+        metric = {
+            "__name__": f"envoy_tierwise_{name}",
+            "tierwise_namespace": "team-a",
+            "tierwise_tier": "frontier",
+            "instance": "a",
+            **labels,
+        }
+        start = NOW.timestamp() - 30
+        return {"metric": metric, "values": [[start + 5 * n, str(value)] for n, value in enumerate(values)]}
+
+    def rows(*extra):
+        names = ("prompt_tokens", "completion_tokens", "cached_prompt_tokens", "usage_requests")
+        found = [raw(f"shadow_{name}", 100, *(100 + value for value in extra)) for name in names]
+        found += [raw("shadow_requests", 100, *(100 + value for value in extra), code="200")]
+        return [*found, raw("completion_tokens", 50, *(50 + value for value in extra))]
+
+    answers = Answers(("completion_tokens|", rows()))
+    source = Prometheus(answers)
+    assert (await source.read(TARGETS, NOW)).usage == {}
+    assert all(f"envoy_tierwise_{name}" in answers.asked[-1][0] for name in ("shadow_requests", "shadow_prompt_tokens"))
+    answers.rules = (("envoy_server_uptime", rows(7, 10)),)
+    found = (await source.read(TARGETS, NOW + timedelta(seconds=10))).usage[FRONTIER]
+    source.close()
+    assert (found.input_tokens, found.cached_input_tokens, found.output_tokens) == (10, 10, 20)
+    assert (found.requests, found.requests_with_usage) == (10, 10)
+
+
 async def test_a_long_gap_is_read_in_bounded_slices():
     answers = Answers()
     source = Prometheus(answers)

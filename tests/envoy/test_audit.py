@@ -52,6 +52,8 @@ def some_policy(dice, name, tiers):
         one = {"name": f"c{number}", "tiers": [{"name": tier} for tier in chosen]}
         if dice.random() < 0.4:
             one["sensitivity"] = dice.choice([level for level in LEVELS if level >= least]).value
+        if dice.random() < 0.4:
+            one["shadow"] = {"tier": dice.choice([*tiers, "gone"]), "percent": dice.randint(1, 100)}
         if dice.random() < 0.6:
             one["fallback"] = {"attempts": dice.randint(1, 4), "when": ["ServerError"]}
         match = {}
@@ -125,8 +127,14 @@ def reached(bundle, model, kind, size, header):
     action = route["route"]
     groups = action["inline_cluster_specifier_plugin"]["extension"]["typed_config"]["priority_groups"]
     clusters = [one["cluster_name"] for group in groups for one in group["clusters"]]
-    clusters += [one["cluster"] for one in action.get("request_mirror_policies", ())]
+    for mirror in action.get("request_mirror_policies", ()):
+        headers = {each["append"]["header"]["key"]: each["append"]["header"]["value"] for each in mirrored(mirror)}
+        clusters.append(headers["x-tierwise-shadow"] if mirror["cluster"] == "tierwise_shadow" else mirror["cluster"])
     return {cluster.split("/")[1] for cluster in clusters}
+
+
+def mirrored(mirror):
+    return mirror.get("request_headers_mutations", [])
 
 
 def holds(condition, value):
@@ -229,6 +237,23 @@ def a_mirror(dice, bundle):
     route["route"]["request_mirror_policies"] = [{"cluster": dice.choice(sorted(bundle.clusters))}]
 
 
+def copies_of(bundle):
+    return [one for _, route in routed(bundle) for one in route["route"].get("request_mirror_policies", ())]
+
+
+def a_copy_to_another_tier(dice, bundle):
+    found = copies_of(bundle)
+    if found:
+        mirrored(dice.choice(found))[0]["append"]["header"]["value"] = dice.choice(sorted(bundle.clusters))
+
+
+def a_copy_of_another_route(dice, bundle):
+    found = copies_of(bundle)
+    if found:
+        _, route = dice.choice(routed(bundle))
+        route["route"]["request_mirror_policies"] = [copy.deepcopy(dice.choice(found))]
+
+
 def routes_of_another_class(dice, bundle):
     _, one = dice.choice(routed(bundle))
     _, other = dice.choice(routed(bundle))
@@ -244,6 +269,8 @@ MISTAKES = [
     a_condition_forgotten,
     a_level_mistaken,
     a_mirror,
+    a_copy_to_another_tier,
+    a_copy_of_another_route,
     routes_of_another_class,
 ]
 
@@ -282,10 +309,11 @@ def test_every_seeded_violation_is_caught():
     assert sum(count > 0 for count in caught.values()) >= len(MISTAKES) - 2, "all kinds of mistakes were made"
 
 
-def small():
+def small(one=None):
+    one = one or {"name": "c", "tiers": [{"name": "a"}]}
     found = world(
         [in_cluster(name="a", clearance="Restricted"), external("https://b.example/v1", name="b", clearance="Public")],
-        [policy(models=["m"], sensitivity="Confidential", classes=[{"name": "c", "tiers": [{"name": "a"}]}])],
+        [policy(models=["m"], sensitivity="Confidential", classes=[one])],
     )
     config = gateway.render(found)
     return config, copy.deepcopy(config.namespaces[LEGAL])
@@ -395,6 +423,78 @@ def others_too(bundle):
 def another_namespace(bundle):
     _, route = routed(bundle)[0]
     groups_of(route)[0]["clusters"][0]["cluster_name"] = "sales/a"
+
+
+def small_with_a_copy():
+    """Tier a is copied to; b may see nothing of it."""
+    one = {"name": "c", "tiers": [{"name": "a"}], "shadow": {"tier": "a", "percent": 5}}
+    return small(one)
+
+
+def by_a_header_of_the_client(mirror):
+    mirror["request_headers_mutations"][0]["append"]["header"]["value"] = "legal/%REQ(x-tier)%"
+
+
+def by_cluster_header(mirror):
+    del mirror["cluster"]
+    mirror["cluster_header"] = "x-tier"
+
+
+def to_where_the_client_says(mirror):
+    del mirror["request_headers_mutations"][0]
+
+
+def if_the_client_says_nothing_else(mirror):
+    mirror["request_headers_mutations"][0]["append"]["append_action"] = "ADD_IF_ABSENT"
+
+
+def said_twice(mirror):
+    mirror["request_headers_mutations"].append(
+        {
+            "append": {
+                "header": {"key": "X-Tierwise-Shadow", "value": "legal/b"},
+                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+            }
+        }
+    )
+
+
+def taken_back(mirror):
+    mirror["request_headers_mutations"].append({"remove": "x-tierwise-shadow"})
+
+
+def plainly_to_another(mirror):
+    mirror["request_headers_mutations"][0]["append"]["header"]["value"] = "legal/b"
+
+
+def to_another_namespace(mirror):
+    mirror["request_headers_mutations"][0]["append"]["header"]["value"] = "sales/a"
+
+
+def straight_to_another(mirror):
+    mirror["cluster"] = "legal/b"
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        by_a_header_of_the_client,
+        by_cluster_header,
+        to_where_the_client_says,
+        if_the_client_says_nothing_else,
+        said_twice,
+        taken_back,
+        plainly_to_another,
+        to_another_namespace,
+        straight_to_another,
+    ],
+)
+def test_ways_out_through_a_copy_are_seen(mistake):
+    config, bundle = small_with_a_copy()
+    assert audit.audit(bundle, config.limits[LEGAL]) == ()
+    mistake(copies_of(bundle)[0])
+    (first, *_) = audit.audit(bundle, config.limits[LEGAL])
+    assert first.startswith(audit.PREFIX)
 
 
 @pytest.mark.parametrize(

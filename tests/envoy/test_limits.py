@@ -38,7 +38,11 @@ def reached(routes, header):
     if "route" not in route:
         return set()
     groups = route["route"]["inline_cluster_specifier_plugin"]["extension"]["typed_config"]["priority_groups"]
-    return {one["cluster_name"].split("/")[1] for group in groups for one in group["clusters"]}
+    copies = route["route"].get("request_mirror_policies", [])
+    headers = [each["append"]["header"] for copy in copies for each in copy["request_headers_mutations"]]
+    clusters = [one["cluster_name"] for group in groups for one in group["clusters"]]
+    clusters += [header["value"] for header in headers if header["key"] == "x-tierwise-shadow"]
+    return {cluster.split("/")[1] for cluster in clusters}
 
 
 def matches(condition, header):
@@ -62,7 +66,7 @@ HEADERS = [None, "", "nonsense", "Public,Restricted", *(level.value for level in
 @settings(max_examples=80, deadline=None)
 @given(CLEARANCES, LEVELS, CLEARANCES, LEVELS)
 def test_an_older_configuration_never_reaches_a_tier_that_is_not_cleared_now(before, asked, now, required):
-    good = config_of(before, asked).namespaces["legal"]
+    good = config_of(before, asked, shadow={"tier": "b", "percent": 10}).namespaces["legal"]
     held = limits.hold(good.routes, config_of(now, required).limits["legal"])
     for header in HEADERS:
         needed = max(required, asked_for(header))
@@ -72,7 +76,7 @@ def test_an_older_configuration_never_reaches_a_tier_that_is_not_cleared_now(bef
 @settings(max_examples=25, deadline=None)
 @given(CLEARANCES, LEVELS)
 def test_limits_that_have_not_changed_change_nothing(clearances, sensitivity):
-    config = config_of(clearances, sensitivity)
+    config = config_of(clearances, sensitivity, shadow={"tier": "b", "percent": 10})
     assert limits.hold(config.namespaces["legal"].routes, config.limits["legal"]) == config.namespaces["legal"].routes
 
 

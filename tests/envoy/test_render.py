@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tierwise.core.world import Endpoint, Key
-from tierwise.render.envoy import bootstrap, gateway, last_good, protos
+from tierwise.render.envoy import bootstrap, clusters, gateway, last_good, protos
 from tierwise.render.envoy.bundle import NamespaceBundle
 from tierwise.render.envoy.options import GatewayOptions
 from tierwise.render.envoy.protos import CLUSTER, LISTENER, ROUTES, SCOPE
@@ -322,3 +322,10 @@ def test_the_chart_holds_the_bootstrap_that_is_rendered(pytestconfig):
     for file, content in rendered.items():
         held = json.loads((pytestconfig.rootpath / "charts/tierwise/files" / CHART_FILES[file]).read_text())
         assert held == content, f"write {file} of bootstrap.files() to charts/tierwise/files/{CHART_FILES[file]}"
+
+
+def test_openais_own_hosts_get_the_key_that_their_newer_models_want():
+    for host in ("api.openai.com", "eu.api.openai.com", "legal.openai.azure.com"):
+        assert clusters.output_key(host) == "max_completion_tokens"
+    for host in ("openai.com.example", "myopenai.com", "api.mistral.ai", "10.0.0.1"):
+        assert clusters.output_key(host) == "max_tokens"

@@ -227,10 +227,14 @@ async def test_the_first_class_that_matches_takes_the_request(lab, upstream):
     assert await taken(body=sized(8000)) == "t-large"
     assert await taken() == "t-rest"
 
-    async def chunked():
-        yield sized(100)
+    async def chunked(count):
+        yield sized(count)[:50]
+        await asyncio.sleep(0.05)
+        yield sized(count)[50:]
 
-    assert await taken(body=chunked()) == "t-large", "a body of unknown length counts as the largest"
+    # A body that states no length is measured.
+    for count, tier in ((1999, "t-rest"), (2000, "t-middle"), (7999, "t-middle"), (8000, "t-large")):
+        assert await taken(body=chunked(count)) == tier
     spoofed = {
         "x-tierwise-bytes": "9000",
         "x-tierwise-model": "coder",

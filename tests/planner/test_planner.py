@@ -11,6 +11,7 @@ from tierwise.api.base import FieldError, InvalidObject
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.core.ledger import Ledger
 from tierwise.core.memory import LoopMemory
+from tierwise.core.signals import CounterReading
 from tierwise.core.world import GatewayReport, Key
 
 SMALL, LARGE = {"routine": "0.80", "complex": "0.48"}, {"routine": "0.87", "complex": "0.66"}
@@ -222,6 +223,59 @@ def test_a_missing_tier_harms_its_policy_alone(settled):
     assert condition(made.policies["other"])["reason"] == "TierNotFound"
     assert "nowhere" in condition(made.policies["other"])["message"]
     assert condition(made.policies["assistant"])["status"] == "True"
+
+
+@pytest.mark.parametrize(
+    ("tier", "reason"), [("gone", "TierNotFound"), ("provider", None), ("public", "NotCleared"), ("compact", None)]
+)
+def test_a_shadow_that_gets_nothing_is_said_and_harms_nobody(tier, reason):
+    public = fluid.external("public", clearance="Public")
+    made = cluster(
+        classes=[{"name": "routine", "tiers": [{"name": "compact"}], "shadow": {"tier": tier, "percent": 5}}],
+        tiers={"public": public},
+    )
+    made.demands = {("assistant", "routine"): Demand(lambda _: 3.0, 400, 100)}
+    made.run(planner.plan, 20)
+    told = condition(made.policies["assistant"], "ShadowInactive")
+    assert (told and told["reason"]) == reason
+    assert reasons(made).count(reason) == (reason is not None)
+    assert condition(made.policies["assistant"])["status"] == "True"
+    if told:
+        assert f"class routine: nothing is copied to ModelTier {tier}" in told["message"]
+        made.policies["assistant"]["spec"]["classes"][0].pop("shadow")
+        made.run(planner.plan, 10)
+        assert condition(made.policies["assistant"], "ShadowInactive") is None
+
+
+def test_while_nobody_counts_copies_are_part_of_the_bound():
+    """The planned demand times its copied share: without copies this provider has no weight, and costs nothing."""
+
+    def pending(percent):
+        made = cluster(
+            classes=[
+                {"name": "routine", "tiers": [{"name": "compact"}], "shadow": {"tier": "provider", "percent": percent}}
+            ]
+        )
+        if not percent:
+            made.policies["assistant"]["spec"]["classes"][0].pop("shadow")
+        made.demands = {("assistant", "routine"): Demand(lambda _: 3.0, 400, 100)}
+        made.budgets["ceiling"] = fluid.budget("ceiling", "100", [{"atPercent": 100, "action": "Notify"}])
+        made.run(planner.plan, 60)
+        nothing = CounterReading(0.0, 0.0, 0.0, 0.0, 0.0, made.now, made.now)  # was read as every tier's counters are
+        made.signals = replace(made.signals, usage={**made.signals.usage, (NAMESPACE, "provider"): nothing})
+        made.apply(planner.plan(made.world()))
+        for _ in range(24):
+            stale(made)
+            made.signals = replace(made.signals, usage={})
+            made.apply(planner.plan(made.world()))
+            made.now += timedelta(seconds=5)
+        (account,) = made.ledger.accounts.values()
+        return float(account.pending)
+
+    assert pending(0) == 0
+    some, twice = pending(20), pending(40)
+    assert some > 0
+    assert twice == pytest.approx(2 * some)
 
 
 def test_the_older_policy_keeps_a_models_name(settled):

@@ -20,6 +20,8 @@ USAGE_COUNTERS: dict[str, str] = {
     "cached_prompt_tokens": "cached_input_tokens",
     "completion_tokens": "output_tokens",
 }
+# Copies of requests are no demand, and no part of what a policy's answers cost, but the shadow tier has to be paid.
+USAGE_COUNTERS |= {f"shadow_{name}": quantity for name, quantity in USAGE_COUNTERS.items()}
 UPTIME = "envoy_server_uptime"
 
 _BY_TIER = "namespace, tierwise_tier"

@@ -57,7 +57,7 @@ class HeaderMatch(ApiModel):
 
 
 class PromptTokens(ApiModel):
-    """Size of the prompt, estimated from the body's length; a body of unknown length counts as the largest."""
+    """Size of the prompt, estimated from the body's length."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -236,6 +236,35 @@ class Shadow(ApiModel):
     """Percent of the class's requests that are copied."""
 
 
+class RequestLimits(ApiModel):
+    """What one request of the class may ask for. More is refused, in words that name the limit."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "has(self.maxPromptTokens) || has(self.maxOutputTokens) || has(self.timeout)",
+            "limits states nothing: set maxPromptTokens, maxOutputTokens or timeout, or remove limits",
+            lambda r: (r.max_prompt_tokens or r.max_output_tokens or r.timeout) is not None,
+        ),
+    )
+
+    max_prompt_tokens: Annotated[Int | None, Field(ge=1, le=100_000_000)] = None
+    """Most tokens of the prompt, estimated from the body's length as in match.promptTokens. A longer one is refused
+    with 400, `context_length_exceeded`."""
+    max_output_tokens: Annotated[Int | None, Field(ge=1, le=100_000_000)] = None
+    """Most tokens of an answer, of each choice where a request asks for several (`n`). A request that asks for more is
+    refused with 400; one that states no number gets this one."""
+    timeout: Duration | None = None
+    """Longest time from the end of the request to the end of the answer, over all attempts, such as "2m". Then 504, or,
+    in the midst of an answer or stream, its end. When absent: no request ends because it lasts long."""
+
+
+def _prompts_fit(routing_class: "RoutingClass") -> bool:
+    limits, match = routing_class.limits, routing_class.match
+    most = limits.max_prompt_tokens if limits is not None else None
+    least = match.prompt_tokens.min if match is not None and match.prompt_tokens is not None else None
+    return most is None or least is None or least <= most
+
+
 def _weights_complete(routing_class: "RoutingClass") -> bool:
     weights = [t.weight for t in routing_class.tiers if t.weight is not None]
     return not weights or (len(weights) == len(routing_class.tiers) and sum(weights) == 100)
@@ -291,6 +320,15 @@ class RoutingClass(ApiModel):
             lambda c: not c.fallback.order or len({*c.fallback.order}) == len(c.fallback.order),
             "fallback",
         ),
+        Rule(
+            "!has(self.limits) || !has(self.limits.maxPromptTokens) || !has(self.match) || "
+            "!has(self.match.promptTokens) || !has(self.match.promptTokens.min) || "
+            "self.match.promptTokens.min <= self.limits.maxPromptTokens",
+            "limits.maxPromptTokens is below match.promptTokens.min, so that every request would be refused: raise "
+            "maxPromptTokens or lower min",
+            _prompts_fit,
+            "limits",
+        ),
     )
 
     name: Label
@@ -312,10 +350,13 @@ class RoutingClass(ApiModel):
     """Tiers that may answer, in order of preference for fallback."""
     fallback: Fallback = Fallback()
     """When and where the gateway tries again."""
+    limits: RequestLimits | None = None
+    """What one request may ask for: size of the prompt, tokens of the answer, time."""
     affinity: Affinity | None = None
     """Which requests should reach the same replica. When absent: the least busy replica."""
     shadow: Shadow | None = None
-    """Copies of requests to another tier, for measurement. No effect in this version: nothing is copied."""
+    """Copies of requests to another tier, for measurement: clients never see its answers. What it costs counts in
+    budgets. When the tier does not exist or is not cleared, nothing is copied (condition ShadowInactive)."""
 
     def tier(self, name: str) -> TierRef | None:
         """The reference to a tier, None when the class does not list it."""

@@ -122,8 +122,19 @@ def _most_replicas(world: World, situation: Situation, view: TierView) -> int:
 
 
 def _most_cost(situation: Situation, view: TierView) -> Decimal | None:
-    """Upper bound of a provider's cost per hour while nobody counts: the planned demand, all of it on this tier."""
+    """Upper bound of a provider's cost per hour while nobody counts: the planned demand, all of it on this tier.
+
+    What is copied to the tier comes on top.
+    """
     total = Decimal(0)
+    for one in situation.classes:
+        copied = one.spec.shadow
+        if copied is None or copied.tier != view.name:
+            continue
+        each = view.cost_per_request(*one.demand.tokens_on(view.name)) if one.demand is not None else None
+        if each is None or one.demand is None:
+            return None
+        total += cost.decimal(3600 * one.demand.ahead * copied.percent / 100 * each)
     for user in situation.users(view.name):
         if user.weights.get(view.name, 0) <= 0:
             continue

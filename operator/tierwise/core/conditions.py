@@ -6,12 +6,13 @@ from datetime import datetime
 
 from tierwise.api.meta import Condition, ConditionStatus
 
-READY, RECONCILING, STALLED, METRICS_STALE, SPEND_UNKNOWN = (
+READY, RECONCILING, STALLED, METRICS_STALE, SPEND_UNKNOWN, SHADOW_INACTIVE = (
     "Ready",
     "Reconciling",
     "Stalled",
     "MetricsStale",
     "SpendUnknown",
+    "ShadowInactive",
 )
 _MESSAGE_LIMIT = 4096
 

@@ -99,7 +99,7 @@ def _concerns(decision: Decision, outcomes: list[ClassOutcome]) -> bool:
 def findings(
     world: World, situation: Situation, policy: RoutingPolicy, claims: Claims, *, grace_over: bool
 ) -> tuple[Finding, ...]:
-    """Ready, MetricsStale, Stalled, Reconciling."""
+    """Ready, MetricsStale, ShadowInactive, Stalled, Reconciling."""
     key = Key(policy.metadata.namespace, policy.metadata.name)
     views = [view for view in situation.classes if view.key[1] == key.name]
     ready = _ready(world, situation, policy, claims, views, grace_over=grace_over)
@@ -123,7 +123,25 @@ def findings(
                 f"class {stale[0].spec.name}: weights and replicas stay as they are until signals are back",
             )
         )
+    found += _shadows(world, policy)
     return tuple(found)
+
+
+def _shadows(world: World, policy: RoutingPolicy) -> list[Finding]:
+    """Copies that nobody gets: requests are answered all the same, so it is no reason not to be ready."""
+    for each in policy.spec.classes:
+        if each.shadow is None:
+            continue
+        tier = world.tiers.get(Key(policy.metadata.namespace, each.shadow.tier))
+        needed = sensitivity.effective(policy, each)
+        what = f"class {each.name}: nothing is copied to ModelTier {each.shadow.tier}, "
+        if tier is None:
+            remedy = "which does not exist in this namespace: create it, or remove shadow"
+            return [Finding(conditions.SHADOW_INACTIVE, True, "TierNotFound", what + remedy)]
+        if not sensitivity.cleared(tier, needed):
+            remedy = f"which is not cleared for {needed.value} requests: choose another tier, or remove shadow"
+            return [Finding(conditions.SHADOW_INACTIVE, True, "NotCleared", what + remedy)]
+    return []
 
 
 def _ready(

@@ -144,3 +144,17 @@ def plan_attempts(
     order = fallback_order(routing_class, allowed)
     order = (*(name for name in order if name in first), *(name for name in order if name not in first))
     return attempts(weights, order, routing_class.fallback.attempts)
+
+
+def shadow_tier(
+    routing_class: RoutingClass, tiers: Mapping[str, ModelTier], sensitivity: Sensitivity
+) -> tuple[str, int] | None:
+    """The tier that requests of this class and sensitivity are copied to, and percent of them.
+
+    Returns:
+        None where the class has no shadow, its tier does not exist, or it is not cleared.
+    """
+    shadow = routing_class.shadow
+    if shadow is None or shadow.tier not in tiers or not cleared(tiers[shadow.tier], sensitivity):
+        return None
+    return shadow.tier, shadow.percent

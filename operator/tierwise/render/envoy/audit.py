@@ -55,7 +55,18 @@ _PROBES: tuple[str | None, ...] = (
 _CONFIGURATION = {"@type", "name", "validate_clusters", "response_headers_to_add", "virtual_hosts"}
 _HOST = {"name", "domains", "include_request_attempt_count", "matcher"}
 _ROUTE_FIELDS = {"name", "match", "metadata", "route", "direct_response", "response_headers_to_add", "@type"}
-_ACTION = {"inline_cluster_specifier_plugin", "timeout", "idle_timeout", "retry_policy", "hash_policy"}
+_ACTION = {
+    "inline_cluster_specifier_plugin",
+    "timeout",
+    "idle_timeout",
+    "retry_policy",
+    "hash_policy",
+    "request_mirror_policies",
+}
+_MIRROR = {"cluster", "runtime_fraction", "request_headers_mutations"}
+_COPIES = "tierwise_shadow"
+"""The cluster to which requests are copied; the one header below says where a copy goes from there."""
+_COPY_FOR = "x-tierwise-shadow"
 _MATCH = {"safe_regex", "prefix", "path", "headers"}
 _RETRIES = {
     "retry_on",
@@ -416,6 +427,29 @@ def _reached(action: Resource, name: str) -> Iterator[str]:
         for one in group["clusters"]:
             _only(one, {"cluster_name", "weight"}, f"a cluster of route {name}")
             yield str(one["cluster_name"])
+    for mirror in action.get("request_mirror_policies", ()):
+        yield _copied_to(mirror, name)
+
+
+def _copied_to(mirror: Resource, name: str) -> str:
+    """The tier's cluster that a copy ends at: by the one header that says so, whose value nothing else may change."""
+    _only(mirror, _MIRROR, f"a mirror of route {name}")
+    if mirror["cluster"] != _COPIES:
+        return str(mirror["cluster"])
+    said: list[str] = []
+    for mutation in mirror["request_headers_mutations"]:
+        _only(mutation, {"append"}, f"a mirror of route {name}")
+        _only(mutation["append"], {"header", "append_action"}, f"a mirror of route {name}")
+        header = mutation["append"]["header"]
+        _only(header, {"key", "value"}, f"a mirror of route {name}")
+        if header["key"].lower() != _COPY_FOR:
+            continue
+        if mutation["append"].get("append_action") != "OVERWRITE_IF_EXISTS_OR_ADD" or "%" in header["value"]:
+            raise _Unknown(f"a mirror of route {name} does not say plainly where copies go")
+        said.append(str(header["value"]))
+    if len(said) != 1:
+        raise _Unknown(f"a mirror of route {name} says {len(said)} times where copies go")
+    return said[0]
 
 
 def _condition(header: Resource) -> _Condition:

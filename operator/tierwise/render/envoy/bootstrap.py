@@ -7,7 +7,7 @@ is taken without a restart; Envoy reads such secrets from a file of their own on
 from dataclasses import dataclass
 from typing import Any
 
-from tierwise.render.envoy import clusters
+from tierwise.render.envoy import clusters, shadow
 from tierwise.render.envoy.fields import ADS, extension, typed
 from tierwise.render.envoy.protos import SECRET, TYPE_PREFIX, parse
 
@@ -133,8 +133,8 @@ def bootstrap(options: BootstrapOptions) -> dict[str, Any]:
             "lds_config": ADS,
         },
         "static_resources": {
-            "listeners": [_metrics(options), _drain(options)],
-            "clusters": [_xds(options), _cluster(ADMIN_CLUSTER, _pipe(options))],
+            "listeners": [_metrics(options), _drain(options), shadow.listener()],
+            "clusters": [_xds(options), _cluster(ADMIN_CLUSTER, _pipe(options)), shadow.cluster()],
         },
         "stats_config": {
             "histogram_bucket_settings": [

@@ -23,6 +23,15 @@ def host_of(key: Key) -> str:
     return f"{key.name}.{key.namespace}.svc"
 
 
+def output_key(host: str) -> str:
+    """Key by which a provider's chat endpoint is told how long an answer may be.
+
+    OpenAI's own newer models refuse `max_tokens`; many other providers know only that.
+    """
+    openai = host == "api.openai.com" or host.endswith((".openai.com", ".openai.azure.com"))
+    return "max_completion_tokens" if openai else "max_tokens"
+
+
 def foreign_headers(tiers: dict[str, ModelTier]) -> tuple[str, ...]:
     """Headers that external tiers of a namespace set: every cluster removes them, so that none reaches another tier."""
     names: set[str] = set()
@@ -55,7 +64,9 @@ def in_cluster(
         "typed_extension_protocol_options": upstream.protocol_options(
             [
                 upstream.reset(removed, ()),
-                upstream.request_for_tier(model=_json_text(tier.spec.model), base="/v1", host=host_of(key)),
+                upstream.request_for_tier(
+                    model=_json_text(tier.spec.model), base="/v1", host=host_of(key), output_key="max_tokens"
+                ),
             ]
         ),
     }
@@ -94,6 +105,7 @@ def external(
             model=_json_text(tier.spec.model),
             base=url.path.rstrip("/"),
             host=authority if default_port else f"{authority}:{port}",
+            output_key=output_key(host),
         ),
     ]
     token_units = relay.token_units(provider.limits, gateways)

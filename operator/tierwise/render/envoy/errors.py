@@ -6,7 +6,14 @@ from email.utils import format_datetime
 from typing import Any
 
 from tierwise.core.ceiling import Denied
-from tierwise.render.envoy.fields import METADATA, REQUESTED_HEADER, extension, set_header
+from tierwise.render.envoy.fields import (
+    ATTEMPTS_HEADER,
+    METADATA,
+    REQUESTED_HEADER,
+    TIER_HEADER,
+    extension,
+    set_header,
+)
 
 _JSON = [set_header("content-type", "application/json")]
 _ASKED = f"%REQ({REQUESTED_HEADER})%"
@@ -48,6 +55,26 @@ def no_class(policy: str) -> dict[str, Any]:
     """400: no class of the policy takes the request."""
     message = f"No class of RoutingPolicy {policy} matches this request"
     return direct(400, error(message, "invalid_request_error", "no_matching_class"))
+
+
+def prompt_too_long(policy: str, class_name: str, tokens: int, size: int) -> dict[str, Any]:
+    """400: the prompt is longer than the class takes; `tokens` and what that is in bytes."""
+    message = (
+        f"Class {class_name} of RoutingPolicy {policy} takes prompts of up to {tokens} tokens "
+        f"(limits.maxPromptTokens), estimated from the body's length: this body has {size} bytes or more. "
+        "Shorten the prompt, or ask for another model"
+    )
+    return direct(400, error(message, "invalid_request_error", "context_length_exceeded"))
+
+
+def output_too_long(policy: str, class_name: str, tokens: int) -> dict[str, Any]:
+    """400: the request asks for a longer answer than the class gives."""
+    message = (
+        f"Class {class_name} of RoutingPolicy {policy} gives answers of up to {tokens} tokens "
+        "(limits.maxOutputTokens): max_tokens, max_completion_tokens or max_output_tokens must be a number from 1 to "
+        f"{tokens}. Lower it, or leave it out"
+    )
+    return direct(400, error(message, "invalid_request_error", "max_output_tokens_exceeded", "max_tokens"))
 
 
 def not_cleared(policy: str, class_name: str, sensitivity: str) -> dict[str, Any]:
@@ -96,6 +123,14 @@ def unknown_endpoint() -> dict[str, Any]:
     return direct(404, error("Unknown endpoint", "invalid_request_error", "unknown_endpoint"))
 
 
+def answer_headers() -> list[dict[str, Any]]:
+    """Which tier answered, or was the last to be asked, and how many attempts it took."""
+    return [
+        set_header(TIER_HEADER, f"%METADATA(CLUSTER:{METADATA}:tier)%"),
+        set_header(ATTEMPTS_HEADER, "%UPSTREAM_REQUEST_ATTEMPT_COUNT%"),
+    ]
+
+
 _THROTTLED = {
     "extension_filter": extension(
         "throttled",
@@ -140,12 +175,16 @@ def local_replies(*, authenticated: bool) -> dict[str, Any]:
     busy = error("The gateway is short of memory: try again later", "server_error", "overloaded")
     late = error("The request did not arrive whole in time", "invalid_request_error", "request_timeout")
     headers = error("The request's headers are too large or too many", "invalid_request_error", "headers_too_large")
+    over = error(
+        f"{_POLICY}, {_CLASS}, gives a request no more time than this (limits.timeout)", "server_error", "timeout"
+    )
     large = error("The request body is too large for this gateway", "invalid_request_error", "request_too_large")
     return {
         "mappers": [
             _mapper(_flags("NR"), unrouted, 404),
-            _mapper(_flags("UT", "SI", "UMSDR"), slow, 504),
-            _mapper(_flags("UH", "UF", "UC", "UO", "LR", "UR", "NC", "URX", "UPE"), unavailable, 503),
+            _mapper(_details("response_timeout"), over, 504, asked=True),
+            _mapper(_flags("UT", "SI", "UMSDR"), slow, 504, asked=True),
+            _mapper(_flags("UH", "UF", "UC", "UO", "LR", "UR", "NC", "URX", "UPE"), unavailable, 503, asked=True),
             _mapper(_status(413), large, 413),
             _mapper(_status(401), stranger, 401),
             # Of a status: the flag is set too late. Routes that answer 429 by themselves have no bucket.
@@ -158,8 +197,10 @@ def local_replies(*, authenticated: bool) -> dict[str, Any]:
     }
 
 
-def _mapper(matches: dict[str, Any], body: dict[str, Any], status: int) -> dict[str, Any]:
-    return {"filter": matches, "status_code": status, "body_format_override": {"json_format": body}}
+def _mapper(matches: dict[str, Any], body: dict[str, Any], status: int, *, asked: bool = False) -> dict[str, Any]:
+    """`asked`: some tier was; the answer names the last one."""
+    mapper = {"filter": matches, "status_code": status, "body_format_override": {"json_format": body}}
+    return mapper | ({"headers_to_add": answer_headers()} if asked else {})
 
 
 def _flags(*flags: str) -> dict[str, Any]:
@@ -167,7 +208,7 @@ def _flags(*flags: str) -> dict[str, Any]:
 
 
 def _details(text: str) -> dict[str, Any]:
-    """What Envoy's overload manager answers has no flag of its own."""
+    """What has no flag of its own."""
     cel = "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter"
     return {"extension_filter": extension("cel", cel, expression=f"response.code_details == '{text}'")}
 

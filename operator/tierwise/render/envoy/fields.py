@@ -15,12 +15,21 @@ ISSUER_HEADER = "x-tierwise-issuer"
 SUBJECT_HEADER = "x-tierwise-subject"
 IDENTITY_HEADER = "x-tierwise-identity"
 CONSUMER_HEADER = "x-tierwise-consumer"
-OUTPUT_HEADER = "x-tierwise-output-tokens"
+# Not "x-tierwise-output-tokens": the engine simulator takes its word for how long an answer is.
+OUTPUT_HEADER = "x-tierwise-max-output"
 THROTTLE_HEADER = "x-tierwise-throttle"
 PROVIDER_HEADER = "x-tierwise-provider"
 ROUTE_HEADER = "x-tierwise-route"
 REQUEST_UNITS_HEADER = "x-tierwise-request-units"
 TOKEN_UNITS_HEADER = "x-tierwise-token-units"  # noqa: S105 - the other kind of token
+
+# Request headers between the route that has a request copied and the listener that takes copies.
+SHADOW_HEADER = "x-tierwise-shadow"
+"""Cluster (`namespace/tier`) that a copy is for."""
+SHADOW_LABELS = {name: f"x-tierwise-shadow-{name}" for name in ("namespace", "policy", "class")}
+"""Whose a copy is."""
+SHADOW_OUTPUT_HEADER = "x-tierwise-shadow-max-output"
+"""Most output tokens of a copy that states none."""
 
 # What clients may send, and what they get back.
 SENSITIVITY_HEADER = "x-tierwise-sensitivity"
@@ -42,6 +51,8 @@ COMPLETION_BOUND = ":tierwise-completion"
 NO_BOUND = "-"
 PAYER = ":tierwise-consumer"
 """Who is charged for an attempt, likewise."""
+OUTPUT_STATE = "tierwise.output_tokens"
+"""Of a copy: most output tokens when it states none. Of other requests the route's metadata says it."""
 
 DEFAULT_ROUTES = "tierwise/default"
 """The RouteConfiguration that belongs to no namespace (a namespace's name has no slash)."""

@@ -8,7 +8,7 @@ drain its connections.
 
 from typing import Any
 
-from tierwise.render.envoy import accesslog, clients, consumers, lua, throttle
+from tierwise.render.envoy import accesslog, clients, consumers, lua, request_limits, throttle
 from tierwise.render.envoy.fields import (
     BAD_BODY,
     BYTES_HEADER,
@@ -27,6 +27,9 @@ from tierwise.render.envoy.fields import (
     REQUESTED_HEADER,
     ROUTE_HEADER,
     SCOPE_HEADER,
+    SHADOW_HEADER,
+    SHADOW_LABELS,
+    SHADOW_OUTPUT_HEADER,
     SUBJECT_HEADER,
     THROTTLE_HEADER,
     TOKEN_UNITS_HEADER,
@@ -56,6 +59,9 @@ INTERNAL_HEADERS = (
     ROUTE_HEADER,
     REQUEST_UNITS_HEADER,
     TOKEN_UNITS_HEADER,
+    SHADOW_HEADER,
+    *SHADOW_LABELS.values(),
+    SHADOW_OUTPUT_HEADER,
     # These steer Envoy's router: time-outs, retries and where a request goes are the policy's.
     "x-envoy-attempt-count",
     "x-envoy-decorator-operation",
@@ -78,9 +84,6 @@ INTERNAL_HEADERS = (
     "x-envoy-upstream-rq-timeout-ms",
     "x-envoy-upstream-stream-duration-ms",
 )
-
-LARGEST = "4000000000000000000"
-"""Bytes of a body whose length is not known beforehand."""
 
 _MODEL = f"metadata.filter_metadata['{METADATA}']['model']"
 _METHOD = "request.headers[':method']"
@@ -117,7 +120,10 @@ def model_of_body() -> dict[str, Any]:
     return extension(
         "tierwise.body",
         f"{_HTTP}.json_to_metadata.v3.JsonToMetadata",
-        request_rules={"allow_content_types_regex": _JSON_TYPES, "rules": [model, stream, usage]},
+        request_rules={
+            "allow_content_types_regex": _JSON_TYPES,
+            "rules": [model, stream, usage, *request_limits.reading()],
+        },
     )
 
 
@@ -128,7 +134,9 @@ _REQUESTED = (
 )
 _SUBJECT = f"request.headers['{SUBJECT_HEADER}']"
 _BY_TOKEN = f"'{SUBJECT_HEADER}' in request.headers"
-_SIZE = f"'content-length' in request.headers ? request.headers['content-length'] : '{LARGEST}'"
+# Without a Content-Length: what has been received, which is all of it, since `model_of_body` waits for the end.
+_SIZE = "string(request.size)"
+_OUTPUT = f"{_METHOD} != 'POST' ? '0' : {request_limits.most_output()}"
 
 
 def _of_anybody() -> dict[str, str]:
@@ -167,11 +175,16 @@ def routing_headers(*, authenticated: bool) -> dict[str, Any]:
         **(_of_callers() if authenticated else _of_anybody()),
         MODEL_HEADER: model,
         BYTES_HEADER: _SIZE,
+        OUTPUT_HEADER: _OUTPUT,
     }
     cel = extension(
         "envoy.formatter.cel",
         "envoy.extensions.formatter.cel.v3.Cel",
-        cel_config={"enable_string_concat": True, "enable_string_functions": True},
+        cel_config={
+            "enable_string_conversion": True,
+            "enable_string_concat": True,
+            "enable_string_functions": True,
+        },
     )
     return extension(
         "tierwise.headers",

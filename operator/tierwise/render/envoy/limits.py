@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from tierwise.api.model_tier import ModelTier
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.api.scalars import Sensitivity
-from tierwise.render.envoy import audit, errors
+from tierwise.render.envoy import audit, errors, shadow
 from tierwise.render.envoy.bundle import ClassLimit, Limits, Resource
 from tierwise.render.envoy.fields import METADATA
 
@@ -93,8 +93,10 @@ def _held(route: Resource, required: Sensitivity, limits: Limits) -> Resource:
     if not left:
         return _refusal(route, required)
     config = {**extension["typed_config"], "priority_groups": left}
-    specifier = {"extension": {**extension, "typed_config": config}}
-    return {**route, "route": {**route["route"], "inline_cluster_specifier_plugin": specifier}}
+    action = {**route["route"], "inline_cluster_specifier_plugin": {"extension": {**extension, "typed_config": config}}}
+    copies = action.pop("request_mirror_policies", [])
+    allowed = [copy for copy in copies if limits.cleared(shadow.target(copy), required)]
+    return {**route, "route": action | ({"request_mirror_policies": allowed} if allowed else {})}
 
 
 def _refusal(route: Resource, level: Sensitivity) -> Resource:

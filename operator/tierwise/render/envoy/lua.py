@@ -8,27 +8,32 @@ sent it (filter state) and the tier's parameters (`filter_context`). One program
 What it changes in a JSON body, all other bytes stay as they are:
 - the value of the top-level `model` becomes the name that the tier serves;
 - `"stream": true` gets `stream_options.include_usage`, without which streams report no tokens (not on `/v1/responses`,
-  whose streams report them anyway and which knows no such option).
+  whose streams report them anyway and which knows no such option);
+- where the class limits the length of answers, a request that states none gets the class's.
 
 It also notes, for the log that counts, how many tokens the attempt can have cost at most (`bounds`).
 
 `CLIENT_SOURCE`: takes the usage event out of a stream again when its client did not ask for it: much code reads
 `choices[0]` of every event, and this one has no choices. An event that arrives in pieces is passed on as it is.
+It gives an error that is no JSON OpenAI's shape (`error_lua`).
 It also notes, as a stream goes by, how many tokens it can have cost at most so far.
 
 Bounds rest on this: a token has at least one byte of text. Where tokens have none, the event that brought them counts.
 """
 
+from tierwise.render.envoy import error_lua
 from tierwise.render.envoy.fields import (
     BOUND_METADATA,
     COMPLETION_BOUND,
     CONSUMER_STATE,
     METADATA,
     NO_BOUND,
+    OUTPUT_STATE,
     PATH_STATE,
     PAYER,
     PROMPT_BOUND,
 )
+from tierwise.render.envoy.request_limits import OUTPUT_KEY
 
 VM_ID = "tierwise"
 
@@ -147,15 +152,32 @@ local function bounds(s, asked, path)
   return (asked.stored or asked.refers) and NONE or bound(prompt), bound(most and most * choices), choices
 end
 
+local output_keys = {
+  ['/v1/chat/completions'] = {max_tokens = true, max_completion_tokens = true},
+  ['/v1/completions'] = {max_tokens = true},
+  ['/v1/responses'] = {max_output_tokens = true},
+}
+
 -- A key may stand twice; the last one counts, as it does for the gateway's own reading and for most servers.
 -- Returns the text for the tier, or nil when it stays as it is, and the numbers that `bounds` needs.
-local function rewrite(s, model, force_usage)
+-- With `keys`, one of these has to state a number; when none does, `key_for` gets `most`.
+local function rewrite(s, model, force_usage, keys, key_for, most)
   local asked = {}
   local _, open = string.find(s, '^%s*{')
   if not open then return nil, asked end
   local edits, spans, stream, options = {}, {}, false, nil
+  local stated, nulls, odd = {}, {}, false
   local close
   close, asked.refers = each_key(s, open, function(key, v)
+    if keys and keys[key] then
+      local null = string.sub(s, v, v + 3) == 'null'
+      local number = string.find(s, '^[-0-9]', v) ~= nil
+      stated[key] = number or nil
+      if key == key_for then
+        if null then nulls[#nulls + 1] = v end
+        odd = not null and not number
+      end
+    end
     if numbers[key] then
       asked[key] = tonumber(string.match(s, '^(%d+)%s*[,}]', v))
     elseif key == 'prompt' then
@@ -192,6 +214,17 @@ local function rewrite(s, model, force_usage)
       edits[#edits + 1] = {options, options + 3, '{"include_usage":true}'}
     end
   end
+  if keys and not next(stated) then
+    asked[key_for] = tonumber(most)
+    if odd then
+      -- A list or the like: some servers then do as if nothing stood there. The last one counts.
+      edits[#edits + 1] = {close, close - 1, ',"' .. key_for .. '":' .. most}
+    elseif #nulls > 0 then
+      for _, v in ipairs(nulls) do edits[#edits + 1] = {v, v + 3, most} end
+    else
+      edits[#edits + 1] = {open + 1, open, '"' .. key_for .. '":' .. most .. ','}
+    end
+  end
   if #edits == 0 then return nil, asked end
   table.sort(edits, function(a, b) return a[1] < b[1] end)
   local out, from = {}, 1
@@ -208,15 +241,25 @@ function envoy_on_request(handle)
   local tier = handle:filterContext()
   local model = tier:get('model')  -- before the wait for the body, after which `tier` is gone
   local headers = handle:headers()
-  local path = handle:streamInfo():filterState():get('"""
+  local state = handle:streamInfo():filterState()
+  local path = state:get('"""
     + PATH_STATE
     + r"""')
+  local most = handle:metadata():get('"""
+    + OUTPUT_KEY
+    + r"""') or tonumber(state:get('"""
+    + OUTPUT_STATE
+    + r"""') or '')
+  local keys = most and output_keys[path]
+  local key_for = keys and (keys.max_output_tokens and 'max_output_tokens' or
+    keys.max_completion_tokens and tier:get('output_key') or 'max_tokens')
   headers:replace(':path', tier:get('base') .. string.gsub(path, '^/v1', '', 1))
   headers:replace(':authority', tier:get('host'))
   headers:remove('content-length')
   local body = handle:body(true)
   local text = body:getBytes(0, body:length())
-  local rewritten, asked = rewrite(text, model, path ~= '/v1/responses')
+  local limit = most and string.format('%d', most)
+  local rewritten, asked = rewrite(text, model, path ~= '/v1/responses', keys, key_for, limit)
   if rewritten then body:setBytes(rewritten) end
   -- Once per request: attempts share headers. The log of an attempt sees headers and nothing else of the request. These
   -- reach no tier: HTTP/1.1 has no names that begin with a colon, and Envoy leaves them out.
@@ -235,6 +278,7 @@ end
 CLIENT_SOURCE = (
     f"local METADATA, BOUND, IN_FLIGHT = '{METADATA}', '{BOUND_METADATA}', {IN_FLIGHT_TOKENS}"
     + _STRING_END
+    + error_lua.SOURCE
     + r"""
 local function without_usage(s)
   local kept, from, removed = {}, 1, false
@@ -318,11 +362,13 @@ local function count(stream, s)
 end
 
 function envoy_on_response(handle)
-  local kind = handle:headers():get('content-type')
+  local headers = handle:headers()
+  local kind = headers:get('content-type')
+  if tell(handle, headers) then return end
   if not kind or string.sub(kind, 1, 17) ~= 'text/event-stream' then return end
   local asked = handle:streamInfo():dynamicMetadata():get(METADATA)
   local silent = asked and asked['stream'] == true and asked['include_usage'] ~= true
-  if silent then handle:headers():remove('content-length') end
+  if silent then headers:remove('content-length') end
   local bound = handle:streamInfo():dynamicMetadata():get(BOUND)
   local margin = IN_FLIGHT * math.min(bound and bound['choices'] or 1, """
     + str(MOST_CHOICES)

@@ -11,28 +11,22 @@ from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.api.scalars import Sensitivity
 from tierwise.core import ceiling, routing, sensitivity
 from tierwise.core.world import Key
-from tierwise.render.envoy import consumers, errors, models, throttle
+from tierwise.render.envoy import consumers, errors, models, request_limits, shadow, throttle
 from tierwise.render.envoy.bundle import Resource
 from tierwise.render.envoy.fields import (
-    ATTEMPTS_HEADER,
     BYTES_HEADER,
-    METADATA,
     MODEL_HEADER,
     NO_MODEL,
     SENSITIVITY_HEADER,
-    TIER_HEADER,
     UNREACHED_HEADER,
     extension,
     metadata,
     seconds,
-    set_header,
     typed,
 )
 from tierwise.render.envoy.options import GatewayOptions
 from tierwise.render.envoy.protos import ROUTES
-
-BYTES_PER_TOKEN = 4
-"""Bytes of a body per prompt token: an estimate (English text has about 4, other languages and JSON fewer)."""
+from tierwise.render.envoy.request_limits import BYTES_PER_TOKEN
 
 ENDPOINTS = "/v1/(chat/completions|completions|embeddings|responses|rerank|score)"
 """Paths that go to tiers. Engines have others, such as those that load adapters, which are not for clients."""
@@ -84,7 +78,7 @@ def configuration(
         "@type": ROUTES,
         "name": namespace,
         "validate_clusters": True,
-        "response_headers_to_add": answer_headers(),
+        "response_headers_to_add": errors.answer_headers(),
         "virtual_hosts": [
             {
                 "name": namespace,
@@ -107,14 +101,6 @@ def configuration(
 def typed_route(route: Mapping[str, Any]) -> dict[str, Any]:
     """A single route as an action of a matcher."""
     return typed("envoy.config.route.v3.Route", **route)
-
-
-def answer_headers() -> list[dict[str, Any]]:
-    """Which tier answered, and how many attempts it took."""
-    return [
-        set_header(TIER_HEADER, f"%METADATA(CLUSTER:{METADATA}:tier)%"),
-        set_header(ATTEMPTS_HEADER, "%UPSTREAM_REQUEST_ATTEMPT_COUNT%"),
-    ]
 
 
 def _route_list(routes: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -156,12 +142,18 @@ class _Policy:
         plans = {
             level: routing.plan_attempts(self.policy, routing_class, self.tiers, level, held.tiers) for level in levels
         }
-        routes = []
+        # Copies are a luxury: a budget that holds anything back ends them.
+        shadows = {
+            level: routing.shadow_tier(routing_class, self.tiers, level) if held == ceiling.NONE else None
+            for level in levels
+        }
+        refusals = request_limits.refusals(str(self.key), routing_class, ENDPOINTS, conditions)
+        routes = [{**each, "metadata": self._labels(routing_class.name)} for each in refusals]
         for level in levels:
-            if level > least and plans[level] == plans[least]:
+            if level > least and (plans[level], shadows[level]) == (plans[least], shadows[least]):
                 continue  # the class's own route does the same
             headers = conditions + (_raised_to(level) if level > least else [])
-            action = self._action(routing_class, plans[level], level)
+            action = self._action(routing_class, plans[level], shadows[level], level)
             routes.append(self._route(routing_class, headers, level.value, action))
         return routes
 
@@ -177,11 +169,12 @@ class _Policy:
             if held.denied is None
             else {}
         )
-        labels = self._labels(routing_class.name, routing_class)
+        labels = self._labels(routing_class.name, routing_class)["filter_metadata"]
+        asked = request_limits.metadata(routing_class.limits)
         route = {
             "name": f"{self.key}/{routing_class.name}/{name}",
             "match": match,
-            "metadata": {"filter_metadata": labels["filter_metadata"] | limited},
+            "metadata": {"filter_metadata": labels | limited | asked},
         }
         return route | action
 
@@ -191,21 +184,29 @@ class _Policy:
             labels["cascade"] = str(routing_class.fallback.attempts)  # `accesslog.lost`: earlier ones are thrown away
         return metadata(**labels)
 
-    def _action(self, routing_class: RoutingClass, plan: routing.Attempts, level: Sensitivity) -> dict[str, Any]:
+    def _action(
+        self, routing_class: RoutingClass, plan: routing.Attempts, copied: tuple[str, int] | None, level: Sensitivity
+    ) -> dict[str, Any]:
         if not plan.groups:
             if any(ref.name in self.tiers for ref in routing_class.tiers):
                 return errors.not_cleared(str(self.key), routing_class.name, level.value)
             return errors.no_tier(str(self.key), routing_class.name)
+        limits = routing_class.limits
         hashed = _hash_policy(routing_class)
         action: dict[str, Any] = {
             "inline_cluster_specifier_plugin": {"extension": _groups(self.key.namespace, plan, sticky=bool(hashed))},
-            # A stream may last long: silence ends a request, not time.
-            "timeout": "0s",
+            # A stream may last long: silence ends a request, not time, unless the user says so.
+            "timeout": seconds(limits.timeout.seconds) if limits is not None and limits.timeout is not None else "0s",
             "idle_timeout": seconds(self.options.idle_timeout_seconds),
             "retry_policy": _retries(routing_class),
         }
         if hashed:
             action["hash_policy"] = hashed
+        if copied is not None:
+            name, percent = copied
+            labels = {"namespace": self.key.namespace, "policy": self.key.name, "class": routing_class.name}
+            most = limits.max_output_tokens if limits is not None else None
+            action["request_mirror_policies"] = [shadow.policy(f"{self.key.namespace}/{name}", percent, labels, most)]
         return {"route": action}
 
 

@@ -77,7 +77,7 @@ def _tokens_taken() -> dict[str, Any]:
     throttled = f"'{METADATA}.throttle' in xds.route_metadata.filter_metadata && 'tokens_units' in {ours}"
     size = f"int(request.headers['{BYTES_HEADER}'])"
     answer = (
-        f"'{OUTPUT_HEADER}' in request.headers && request.headers['{OUTPUT_HEADER}'].matches('^[0-9]{{1,9}}$') ? "
+        f"'{OUTPUT_HEADER}' in request.headers && request.headers['{OUTPUT_HEADER}'].matches('^[1-9][0-9]{{0,8}}$') ? "
         f"int(request.headers['{OUTPUT_HEADER}']) : {ASSUMED_TOKENS}"
     )
     # Of a body whose length is not known, or a very long one, the whole bucket: no product overflows.

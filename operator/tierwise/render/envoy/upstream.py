@@ -23,6 +23,9 @@ from tierwise.render.envoy.fields import (
     ROUTE_HEADER,
     SCOPE_HEADER,
     SENSITIVITY_HEADER,
+    SHADOW_HEADER,
+    SHADOW_LABELS,
+    SHADOW_OUTPUT_HEADER,
     SUBJECT_HEADER,
     THROTTLE_HEADER,
     TOKEN_UNITS_HEADER,
@@ -30,6 +33,7 @@ from tierwise.render.envoy.fields import (
     set_header,
     typed,
 )
+from tierwise.render.envoy.request_limits import REQUEST_FILTER
 
 CREDENTIAL_HEADERS = ("authorization", "api-key", "x-api-key", "x-goog-api-key", "proxy-authorization", "cookie")
 """Headers that carry a client's or a provider's credential. The client's own never reaches a tier."""
@@ -50,6 +54,9 @@ PRIVATE_HEADERS = (
     ROUTE_HEADER,
     REQUEST_UNITS_HEADER,
     TOKEN_UNITS_HEADER,
+    SHADOW_HEADER,
+    *SHADOW_LABELS.values(),
+    SHADOW_OUTPUT_HEADER,
     SENSITIVITY_HEADER,
     "x-envoy-expected-rq-timeout-ms",
     "x-envoy-original-host",
@@ -108,14 +115,21 @@ def for_provider(*, token_units: float, refuses_options: bool) -> dict[str, Any]
     )
 
 
-def request_for_tier(*, model: str, base: str, host: str) -> dict[str, Any]:
-    """Path, host and body for one tier; `base` replaces the leading `/v1` of the client's path."""
+def request_for_tier(*, model: str, base: str, host: str, output_key: str) -> dict[str, Any]:
+    """Path, host and body for one tier.
+
+    Args:
+        model: name that the tier serves, as it stands in JSON.
+        base: replaces the leading `/v1` of the client's path.
+        host: of the tier.
+        output_key: under which the tier's chat endpoint is told how long an answer may be.
+    """
     return extension(
-        "tierwise.request",
+        REQUEST_FILTER,
         "envoy.extensions.filters.http.lua.v3.Lua",
         default_source_code={"inline_string": lua.SOURCE},
         shared_vm_id=lua.VM_ID,
-        filter_context={"model": model, "base": base, "host": host},
+        filter_context={"model": model, "base": base, "host": host, "output_key": output_key},
     )
 
 
