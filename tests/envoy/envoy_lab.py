@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import random
 import shutil
 import socket
 import ssl
@@ -33,9 +34,12 @@ REFUSED_PORT = 9  # discard: nothing listens
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Below the range from which the kernel takes ports for connections: it stays free until a server has bound it."""
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def in_cluster(name="compact", namespace="legal", model="qwen3-8b", **spec):

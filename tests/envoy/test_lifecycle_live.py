@@ -9,16 +9,19 @@ import time
 from pathlib import Path
 
 import pytest
-from envoy_lab import Lab, in_cluster, policy, world
+from envoy_lab import Lab, external, in_cluster, policy, world
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MIB = 1 << 20
 
 
-def one(port):
+def one(port, *, outside=False):
+    """One tier: an engine, or a provider, to which the way is longer."""
     classes = [{"name": "all", "tiers": [{"name": "compact"}]}]
-    return world([in_cluster()], [policy(classes=classes)], {"legal/compact": [port]})
+    provider = external(f"http://localhost:{port}/v1", "compact", allowPlaintext=True, clearance="Public")
+    tiers, ports = ([provider], {}) if outside else ([in_cluster()], {"legal/compact": [port]})
+    return world(tiers, [policy(classes=classes)], ports)
 
 
 @contextlib.asynccontextmanager
@@ -120,10 +123,11 @@ async def answers(lab) -> bool:
     return (await lab.ask()).status == 200
 
 
-async def test_more_connections_than_allowed_are_closed_and_the_others_go_on(tmp_path, upstream):
+@pytest.mark.parametrize("outside", [False, True], ids=["engine", "provider"])
+async def test_more_connections_than_allowed_are_closed_and_the_others_go_on(tmp_path, upstream, outside):
     up = await upstream("up", chunk_gap=0.1, chunks=20)
     async with small_gateway(tmp_path, max_connections=5) as lab:
-        await lab.settle(one(up.port))
+        await lab.settle(one(up.port, outside=outside))
         stream = asyncio.create_task(lab.ask(stream=True))
         await lab.eventually(lambda: len(up.seen) == 1)
         kept = [await Connection().open(lab.options.port) for _ in range(4)]
@@ -186,14 +190,16 @@ async def test_slow_bodies_and_headers_end_and_streams_do_not(tmp_path, upstream
         assert len(up.seen) == 1, "a request that did not arrive whole reaches no tier"
 
 
-async def test_headers_are_bounded(lab, upstream):
+@pytest.mark.parametrize("outside", [False, True], ids=["engine", "provider"])
+async def test_headers_are_bounded(lab, upstream, outside):
     up = await upstream("up")
-    await lab.settle(one(up.port))
+    await lab.settle(one(up.port, outside=outside))
     for headers in ({"x-big": "a" * 40_000}, {f"x-{number}": "a" for number in range(120)}):
         refused = await lab.ask(headers=headers)
         assert refused.status == 431
         assert refused.json["error"]["code"] == "headers_too_large"
-    assert (await lab.ask(headers={"x-big": "a" * 8_000})).status == 200
+    most = {f"x-{number}": "a" for number in range(85)}  # with the client's own ten and Envoy's, nearly a hundred
+    assert (await lab.ask(headers={"x-big": "a" * 8_000, **most})).status == 200
     assert len(up.seen) == 1
 
 

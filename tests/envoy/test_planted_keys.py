@@ -17,8 +17,7 @@ from test_tracing_live import Collector
 from test_xds_live import bad_cluster
 
 from tierwise.core.world import Key
-from tierwise.render.envoy import bootstrap, gateway, last_good, protos
-from tierwise.render.envoy import upstream as upstream_module
+from tierwise.render.envoy import bootstrap, gateway, last_good, protos, redact, secrets
 from tierwise.render.envoy.options import Authentication, GatewayOptions, Tracing
 from tierwise.runtime import envoy_config, served
 
@@ -57,7 +56,7 @@ def configured(keys, one, two, own):
 
     tiers = [{"name": "one", "weight": 100}, {"name": "two", "weight": 0}, {"name": "compact", "weight": 0}]
     fallback = {"attempts": 3, "when": ["ServerError"]}
-    secrets = {
+    held = {
         "legal/one": {"token": keys["provider one"].value},
         "legal/two": {"token": keys["provider two"].value + "\n"},
         "legal/idle": {"token": keys["provider idle"].value},
@@ -69,7 +68,7 @@ def configured(keys, one, two, own):
          provider("idle", two.port)],
         [policy(classes=[{"name": "all", "tiers": tiers, "fallback": fallback}])],
         {"legal/compact": [own.port]},
-        secrets,
+        held,
         [consumer(), consumer("old", suspend=True, apiKeys=[{"name": "old-key"}])],
     )  # fmt: skip
 
@@ -150,12 +149,20 @@ async def test_planted_keys_are_found_where_they_belong_and_nowhere_else(tmp_pat
     assert seen == wanted
 
 
-async def test_the_search_finds_a_key_that_leaks(tmp_path, upstream, monkeypatch):
-    """A cluster chain that forgets to remove the header of the attempt before: the trap that fallback sets."""
-    plain = upstream_module.reset
-    monkeypatch.setattr(upstream_module, "reset", lambda _removed, headers: plain((), headers))
+async def test_the_search_finds_a_key_that_goes_to_another_provider(tmp_path, upstream, monkeypatch):
+    plain, one = secrets.secret, "sk-planted-one-5b1e77aa02"
+    monkeypatch.setattr(secrets, "secret", lambda name, value: plain(name, one if name == "legal/two" else value))
     seen, wanted = await search(tmp_path, upstream)
-    assert seen["provider two"] > wanted["provider two"]
+    assert seen["provider one"] == wanted["provider one"] | {"upstream two"}
+    assert seen["provider two"] == frozenset()
+
+
+async def test_the_search_finds_a_key_that_is_shown(tmp_path, upstream, monkeypatch):
+    monkeypatch.setattr(redact, "sensitive", lambda _: False)
+    monkeypatch.setattr(served, "_values", lambda _: frozenset())
+    seen, wanted = await search(tmp_path, upstream)
+    for name in ("provider one", "consumer"):
+        assert seen[name] == wanted[name] | {"envoy-config", "what Envoy validates"}
 
 
 async def test_the_search_knows_a_key_in_disguise():

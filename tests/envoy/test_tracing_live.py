@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import re
 import struct
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 
 import grpc
 import pytest
-from envoy_lab import Lab, free_port, in_cluster, policy, world
+from envoy_lab import Lab, external, free_port, in_cluster, policy, world
 
 from tierwise.render.envoy.options import Tracing
 
@@ -206,6 +207,21 @@ async def test_spans_tell_model_tier_and_tokens_and_tiers_continue_them(tmp_path
         received = b"".join(collector.raw)
         for secret in (PROMPT, "in-the-query", '"by"'):
             assert secret.encode() not in received
+
+
+async def test_a_provider_continues_the_span_of_its_attempt(tmp_path, upstream):
+    """The way to it leads through a listener inside of Envoy."""
+    a, x = await upstream("a", fault="503"), await upstream("x")
+    async with traced(tmp_path) as (lab, collector):
+        provider = external(f"http://localhost:{x.port}/v1", "large", allowPlaintext=True, clearance="Public")
+        await lab.settle(dataclasses.replace(two(a, x), tiers=world([in_cluster(), provider]).tiers))
+        assert (await lab.ask()).by == "x"
+        await lab.eventually(lambda: len(collector.spans) == 3, seconds=15)
+        (server,) = (span for span in collector.spans if span.parent == "")
+        (attempt,) = (span for span in collector.spans if span.name == "chat large")
+        assert x.seen[-1].headers["traceparent"] == f"00-{server.trace}-{attempt.id}-01"
+        assert x.seen[-1].headers["x-request-id"] == server.attributes["guid:x-request-id"]
+        assert server.attributes["server.address"] == "localhost"
 
 
 async def test_what_the_gateway_answers_itself_has_a_span_too(tmp_path):

@@ -86,14 +86,14 @@ def test_it_prints_every_kind_of_resource_and_no_secret(tmp_path):
         assert base64.b64encode(each.encode()).decode() not in result.output
     found = json.loads(result.stdout)
     legal = found["namespaces"]["legal"]
-    assert set(of_type(legal["resources"], protos.CLUSTER)) == {"legal/frontier"}
+    assert set(of_type(legal["resources"], protos.CLUSTER)) == {"legal/frontier", "legal/frontier@provider"}
     (kept,) = of_type(legal["resources"], protos.SECRET).values()
     assert kept["generic_secret"]["secret"]["inline_string"] == "REDACTED-1"
     (keys,) = of_type(found["shared"]["resources"], protos.EXTENSION).values()
     assert "REDACTED-1" in json.dumps(keys)
     assert "legal/bot" in json.dumps(keys)
     assert legal["missing"] == ["Consumer bot: Secret 'no-such', key 'key': not found in this namespace: create it"]
-    assert set(of_type(found["shared"]["resources"], protos.LISTENER)) == {"tierwise"}
+    assert set(of_type(found["shared"]["resources"], protos.LISTENER)) == {"tierwise", "tierwise/providers"}
     # The same as YAML.
     again = CliRunner().invoke(cli, ["envoy-config", "-f", str(tmp_path)])
     assert yaml.safe_load(again.stdout) == found

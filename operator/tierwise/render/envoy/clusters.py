@@ -131,7 +131,7 @@ def external(
     front = {
         **_common(key, options),
         "type": "STATIC",
-        "load_assignment": endpoints.relayed(str(key), usable=usable),
+        "load_assignment": endpoints.relayed(str(key), host, usable=usable),
         "typed_extension_protocol_options": upstream.protocol_options(before),
     }
     del front["outlier_detection"]  # its host is the relay, which is well when the provider is not

@@ -29,9 +29,9 @@ def assignment(cluster: str, addresses: Sequence[tuple[str, int]], hostname: str
     return {"cluster_name": cluster, "endpoints": [*first, _REFUSES], "policy": _POLICY}
 
 
-def relayed(cluster: str, *, usable: bool) -> dict[str, Any]:
+def relayed(cluster: str, hostname: str, *, usable: bool) -> dict[str, Any]:
     """The relay as a cluster's one host, or, when it is not `usable`, none but the one that refuses."""
-    first = [{"priority": 0, "lb_endpoints": [relay.host()]}] if usable else []
+    first = [{"priority": 0, "lb_endpoints": [relay.host(hostname)]}] if usable else []
     return {"cluster_name": cluster, "endpoints": [*first, _REFUSES], "policy": _POLICY}
 
 

@@ -9,7 +9,7 @@ or its `Retry-After`, is answered there with a 429, for which the router, on its
 from typing import Any
 
 from tierwise.api.external import ProviderLimits
-from tierwise.render.envoy import errors, hold_lua
+from tierwise.render.envoy import clients, errors, hold_lua
 from tierwise.render.envoy.bundle import Resource
 from tierwise.render.envoy.fields import (
     HELD_HEADER,
@@ -42,9 +42,10 @@ def provider_cluster(cluster: str) -> str:
     return cluster + PROVIDER
 
 
-def host() -> dict[str, Any]:
-    """The internal listener as the one host of a cluster."""
-    return {"endpoint": {"address": {"envoy_internal_address": {"server_listener_name": RELAY_LISTENER}}}}
+def host(name: str) -> dict[str, Any]:
+    """The internal listener as the one host of a cluster, under the name of the provider's host, for spans."""
+    address = {"envoy_internal_address": {"server_listener_name": RELAY_LISTENER}}
+    return {"endpoint": {"hostname": name, "address": address}}
 
 
 def request_units(limits: ProviderLimits | None, gateways: int) -> int:
@@ -138,6 +139,7 @@ def listener(options: GatewayOptions) -> Resource:
         preserve_external_request_id=True,
         skip_xff_append=True,
         max_request_headers_kb=96,
+        common_http_protocol_options={"max_headers_count": 2 * clients.MAX_HEADERS},  # the client's, and ours
         server_header_transformation="PASS_THROUGH",
         stream_idle_timeout=seconds(options.idle_timeout_seconds),
         http_filters=[
@@ -171,6 +173,9 @@ def listener(options: GatewayOptions) -> Resource:
         "@type": LISTENER,
         "name": RELAY_LISTENER,
         "internal_listener": {},
+        # What comes here has been let in already: neither counted twice, nor refused half-way.
+        "ignore_global_conn_limit": True,
+        "bypass_overload_manager": True,
         "traffic_direction": "OUTBOUND",
         "filter_chains": [{"filters": [manager]}],
     }
