@@ -229,6 +229,10 @@ async def test_what_a_client_sends_reaches_the_engine_byte_for_byte(stage, langu
 
     direct = Counter(plain(body, b'"qwen3-8b"') for body in stage.bodies[language, "engine"])
     for target, served in (("in-cluster", b'"qwen3-8b"'), ("external", b'"provider-large-1"')):
+        # Streams whose client says nothing about their usage report it all the same, to the gateway.
+        silent = [b for b in stage.bodies[language, target] if b'"stream":true' in b and b'"input":' not in b]
+        assert len(silent) > 5
+        assert all(b'"include_usage":true' in body for body in silent)
         through = Counter()
         for body in stage.bodies[language, target]:
             sent = plain(body, served, b'"provider-large-1"')
