@@ -497,9 +497,18 @@ def test_ways_out_through_a_copy_are_seen(mistake):
     assert first.startswith(audit.PREFIX)
 
 
+def card_to_a_tier(bundle):
+    """The route that tells of one model leads to a tier instead."""
+    found = [r for leaf in leaves(bundle) for r in leaf["action"]["typed_config"]["routes"]]
+    card = next(r for r in found if r["match"].get("prefix") == "/v1/models/")
+    card.pop("direct_response")
+    card["route"] = copy.deepcopy(routed(bundle)[0][1]["route"])
+
+
 @pytest.mark.parametrize(
     "mistake",
     [
+        card_to_a_tier,
         rename_endpoints,
         point_elsewhere,
         aggregate,

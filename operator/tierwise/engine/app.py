@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import enum
 import logging
 import math
 import os
@@ -16,10 +17,11 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from tierwise import __version__
-from tierwise.engine import openai
+from tierwise.engine import embeddings, openai, responses
 from tierwise.engine.faults import FaultError, Faults
 from tierwise.engine.metrics import EngineMetrics
 from tierwise.engine.options import Options
+from tierwise.engine.ratelimit import RateLimit
 from tierwise.engine.requestlog import RequestLog, describe_headers
 from tierwise.engine.scheduler import Scheduler, Ticket
 from tierwise.sim.profiles import Profile
@@ -28,8 +30,14 @@ logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 STALL_SECONDS = 3600.0
-RATE_WINDOW_SECONDS = 10.0
-"""A provider's rate limit is a bucket that holds this many seconds of its rate."""
+
+
+class Api(enum.Enum):
+    """Kinds of requests that generate text."""
+
+    CHAT = "chat completion"
+    COMPLETION = "completion"
+    RESPONSE = "response"
 
 
 class Server:
@@ -38,6 +46,7 @@ class Server:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.faults = options.faults
+        self._to_fail = options.faults.fail_next
         kv_tokens = options.profile.params.kv_tokens if isinstance(options.profile, Profile) else 0
         self.metrics = EngineMetrics(options.served_names[0], options.profile.name, options.max_model_len, kv_tokens)
         self.scheduler = Scheduler(options, self.metrics)
@@ -51,8 +60,7 @@ class Server:
         self._ready_at = self._loop.time() + options.startup_seconds
         self._draining_since: float | None = None
         self._random = random.Random(f"faults:{options.seed}")  # noqa: S311 - reproducible faults, not a secret
-        self._bucket = self._bucket_size
-        self._bucket_at = self._loop.time()
+        self._rate_limit = RateLimit(options.rate_limit_rpm, self._loop.time())
 
     # Life -----------------------------------------------------------------------------------------------------------
 
@@ -78,7 +86,10 @@ class Server:
         base = self.options.base_path.rstrip("/")
         app.router.add_post(f"{base}/chat/completions", self._chat)
         app.router.add_post(f"{base}/completions", self._completion)
+        app.router.add_post(f"{base}/responses", self._response)
+        app.router.add_post(f"{base}/embeddings", self._embeddings)
         app.router.add_get(f"{base}/models", self._models)
+        app.router.add_get(f"{base}/models/{{model:.+}}", self._model)
         app.router.add_get("/health", self._health)
         app.router.add_get("/ping", self._health)
         app.router.add_get("/version", self._version)
@@ -111,24 +122,33 @@ class Server:
         body = generate_latest(self.metrics.registry)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
+    async def _model(self, request: web.Request) -> web.Response:
+        name = request.match_info["model"]
+        try:
+            if error := self._unauthorised(request):
+                raise error
+            self._check_model(name)
+        except openai.RequestError as error:
+            return web.Response(status=error.status, body=error.body(), content_type="application/json")
+        return web.json_response(self._card(name))
+
     async def _models(self, request: web.Request) -> web.Response:
         error = self._unauthorised(request)
         if error is not None:
-            return _failure(error)
-        created = int(time.time())
-        data = [
-            {
-                "id": name,
-                "object": "model",
-                "created": created,
-                "owned_by": openai.FINGERPRINT,
-                "root": self.options.model,
-                "parent": None,
-                "max_model_len": self.options.max_model_len,
-            }
-            for name in self.options.served_names
-        ]
+            return web.Response(status=error.status, body=error.body(), content_type="application/json")
+        data = [self._card(name) for name in self.options.served_names]
         return web.json_response({"object": "list", "data": data})
+
+    def _card(self, name: str) -> dict[str, object]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": int(time.time()),
+            "owned_by": openai.FINGERPRINT,
+            "root": self.options.model,
+            "parent": None,
+            "max_model_len": self.options.max_model_len,
+        }
 
     async def _get_faults(self, _: web.Request) -> web.Response:
         return web.json_response(self.faults.as_dict())
@@ -138,6 +158,7 @@ class Server:
             values = await request.json()
             # A PUT replaces: what is not named is off.
             self.faults = Faults().changed(values)
+            self._to_fail = self.faults.fail_next
         except (FaultError, ValueError, AttributeError) as error:
             return web.json_response({"error": str(error)}, status=400)
         self.scheduler.apply(self.faults)
@@ -152,50 +173,47 @@ class Server:
     # Generation -----------------------------------------------------------------------------------------------------
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        return await self._serve(request, chat=True)
+        return await self._serve(request, Api.CHAT)
 
     async def _completion(self, request: web.Request) -> web.StreamResponse:
-        return await self._serve(request, chat=False)
+        return await self._serve(request, Api.COMPLETION)
 
-    async def _serve(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
+    async def _response(self, request: web.Request) -> web.StreamResponse:
+        return await self._serve(request, Api.RESPONSE)
+
+    async def _serve(self, request: web.Request, api: Api) -> web.StreamResponse:
         self.received += 1
         self.active += 1
         self.idle.clear()
         try:
-            return await self._answer(request, chat=chat)
+            return await self._answer(request, api)
         finally:
             self.active -= 1
             if not self.active:
                 self.idle.set()
 
-    async def _answer(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
-        request_id = request.headers.get("X-Request-Id") or uuid.uuid4().hex
-        facts: dict[str, object] = {
-            "request_id": request_id,
-            "method": request.method,
-            "path": request.path_qs,
-            **describe_headers(request.headers),
-        }
+    async def _answer(self, request: web.Request, api: Api) -> web.StreamResponse:
+        request_id, facts = _facts(request)
         try:
             self._refuse(request)
+            body = await request.read()
             generation = openai.parse(
-                await request.read(),
+                responses.as_chat(body) if api is Api.RESPONSE else body,
                 request.headers,
-                chat=chat,
+                chat=api is not Api.COMPLETION,
                 max_model_len=self.options.max_model_len,
                 seed=self.options.seed,
             )
             facts["model"] = generation.model
             self._check_model(generation.model)
         except openai.RequestError as error:
-            outcome = "failed" if error.status >= 500 else "rejected"
-            self.log.write(outcome, status=error.status, why=str(error), **facts)
-            return _failure(error)
+            return self._failed(error, facts)
         if self.faults.reset_rate and self._random.random() < self.faults.reset_rate:
             self.log.write("failed", status=0, why="fault: connection reset", **facts)
             _cut(request)
             raise asyncio.CancelledError
-        responder = openai.Responder(
+        make = responses.Responder if api is Api.RESPONSE else openai.Responder
+        responder = make(
             generation,
             request_id,
             generation.model,
@@ -223,7 +241,29 @@ class Server:
             response.force_close()
         return response
 
-    async def _stream(self, request: web.Request, ticket: Ticket, responder: openai.Responder) -> web.StreamResponse:
+    async def _embeddings(self, request: web.Request) -> web.Response:
+        """Answered at once: how long embeddings take is not modelled."""
+        self.received += 1
+        _, facts = _facts(request)
+        try:
+            self._refuse(request)
+            wanted = embeddings.parse(await request.read())
+            facts["model"] = wanted.model
+            self._check_model(wanted.model)
+        except openai.RequestError as error:
+            return self._failed(error, facts)
+        self.log.write("finished", status=200, stream=False, prompt_tokens=wanted.prompt_tokens, **facts)
+        return web.Response(body=wanted.body(), content_type="application/json")
+
+    def _failed(self, error: openai.RequestError, facts: dict[str, object]) -> web.Response:
+        outcome = "failed" if error.status >= 500 else "rejected"
+        self.log.write(outcome, status=error.status, why=str(error), **facts)
+        headers = {} if error.retry_after is None else {"Retry-After": f"{math.ceil(error.retry_after)}"}
+        return web.Response(status=error.status, body=error.body(), content_type="application/json", headers=headers)
+
+    async def _stream(
+        self, request: web.Request, ticket: Ticket, responder: openai.Responder | responses.Responder
+    ) -> web.StreamResponse:
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
         )
@@ -280,15 +320,19 @@ class Server:
         if since is not None and self._loop.time() - since > self.options.drain_accept_seconds:
             raise openai.RequestError(503, "this replica is shutting down", "ServiceUnavailable")
         faults = self.faults
-        if faults.outage or (faults.error_rate and self._random.random() < faults.error_rate):
-            raise openai.RequestError(faults.status, "fault planted in the simulator", "InternalServerError")
-        wait = self._rate_limited()
+        if faults.outage or self._to_fail or (faults.error_rate and self._random.random() < faults.error_rate):
+            self._to_fail = max(0, self._to_fail - 1)
+            message = "fault planted in the simulator"
+            wait = faults.retry_after or None
+            raise openai.RequestError(faults.status, message, "InternalServerError", retry_after=wait)
+        wait = self._rate_limit.wait_seconds(self._loop.time())
         if wait:
-            raise RateLimitedError(self.options.rate_limit_rpm or 0.0, wait)
+            message = f"Rate limit reached: {self.options.rate_limit_rpm:g} requests per minute."
+            raise openai.RequestError(429, message, "requests", code="rate_limit_exceeded", retry_after=wait)
 
     def _check_model(self, model: str) -> None:
         if model not in self.options.served_names:
-            raise openai.RequestError(404, f"The model `{model}` does not exist.", "NotFoundError")
+            raise openai.RequestError(404, f"The model `{model}` does not exist.", "NotFoundError", param="model")
 
     def _unauthorised(self, request: web.Request) -> openai.RequestError | None:
         if not self.options.api_keys:
@@ -302,43 +346,20 @@ class Server:
             )
         return openai.RequestError(401, "Unauthorized", "AuthenticationError")
 
-    @property
-    def _bucket_size(self) -> float:
-        return max(1.0, (self.options.rate_limit_rpm or 0.0) / 60 * RATE_WINDOW_SECONDS)
-
-    def _rate_limited(self) -> float:
-        """Seconds until a request is allowed; 0 takes one now."""
-        if self.options.rate_limit_rpm is None:
-            return 0.0
-        rate = self.options.rate_limit_rpm / 60
-        now = self._loop.time()
-        self._bucket = min(self._bucket_size, self._bucket + (now - self._bucket_at) * rate)
-        self._bucket_at = now
-        if self._bucket < 1.0:
-            return (1.0 - self._bucket) / rate
-        self._bucket -= 1.0
-        return 0.0
-
-
-class RateLimitedError(openai.RequestError):
-    """Too many requests; `wait_seconds` until the next is allowed."""
-
-    def __init__(self, rpm: float, wait_seconds: float) -> None:
-        super().__init__(
-            429, f"Rate limit reached: {rpm:g} requests per minute.", "requests", code="rate_limit_exceeded"
-        )
-        self.wait_seconds = wait_seconds
-
 
 async def _mark(_: web.Request, response: web.StreamResponse) -> None:
     response.headers["x-tierwise-simulator"] = "true"
 
 
-def _failure(error: openai.RequestError) -> web.Response:
-    headers = {}
-    if isinstance(error, RateLimitedError):
-        headers["Retry-After"] = str(math.ceil(error.wait_seconds))
-    return web.Response(status=error.status, body=error.body(), content_type="application/json", headers=headers)
+def _facts(request: web.Request) -> tuple[str, dict[str, object]]:
+    """The request's id, and what the log says of each request."""
+    request_id = request.headers.get("X-Request-Id") or uuid.uuid4().hex
+    return request_id, {
+        "request_id": request_id,
+        "method": request.method,
+        "path": request.path_qs,
+        **describe_headers(request.headers),
+    }
 
 
 def _cut(request: web.Request) -> None:

@@ -19,6 +19,8 @@ class Faults:
         outage: every request fails with `status`.
         error_rate: share of requests that fail with `status`, 0 to 1.
         status: HTTP status of a failure.
+        fail_next: so many requests fail with `status`, then none.
+        retry_after: seconds that failures ask clients to wait; 0: they say nothing.
         reset_rate: share of requests whose connection is cut before the response, 0 to 1.
         stall_after_tokens: a stream stops after so many tokens and stays open; 0: never.
         cut_after_tokens: a stream's connection is cut after so many tokens; 0: never.
@@ -29,6 +31,8 @@ class Faults:
     outage: bool = False
     error_rate: float = 0.0
     status: int = 503
+    fail_next: int = 0
+    retry_after: float = 0.0
     reset_rate: float = 0.0
     stall_after_tokens: int = 0
     cut_after_tokens: int = 0
@@ -43,8 +47,9 @@ class Faults:
             raise FaultError(f"status is {self.status}; write an HTTP error between 400 and 599")
         if not (self.slow > 0 and math.isfinite(self.slow)):
             raise FaultError(f"slow is {self.slow}; write a factor above 0")
-        if self.stall_after_tokens < 0 or self.cut_after_tokens < 0:
-            raise FaultError("stall_after_tokens and cut_after_tokens must not be negative")
+        for name in ("stall_after_tokens", "cut_after_tokens", "fail_next", "retry_after"):
+            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
+                raise FaultError(f"{name} is {getattr(self, name)}; it must not be negative")
 
     @classmethod
     def parse(cls, text: str) -> "Faults":

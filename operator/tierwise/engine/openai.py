@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tierwise.engine.replies import Reply, ReplyError, reply_to
 from tierwise.errors import TierwiseError
 
 FINGERPRINT = "tierwise-simulator"
@@ -33,17 +34,30 @@ class RequestError(TierwiseError):
         status: HTTP status.
         kind: `type` in the body.
         code: `code` in the body; a number as vLLM has it, or a word as OpenAI does.
+        param: the request's field that is wrong.
+        retry_after: seconds that the client is asked to wait.
     """
 
-    def __init__(self, status: int, message: str, kind: str = "BadRequestError", code: int | str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        kind: str = "BadRequestError",
+        code: int | str | None = None,
+        *,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(message)
+        self.param = param
+        self.retry_after = retry_after
         self.status = status
         self.kind = kind
         self.code = status if code is None else code
 
     def body(self) -> bytes:
         """The JSON that OpenAI's clients read."""
-        error = {"message": str(self), "type": self.kind, "param": None, "code": self.code}
+        error = {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}
         return json.dumps({"error": error}).encode()
 
 
@@ -59,6 +73,7 @@ class Generation:
         stream: server-sent events.
         include_usage: a last event with the usage.
         continuous_usage: usage in every event (vLLM's extension).
+        reply: text that is known beforehand; None: any words.
     """
 
     model: str
@@ -69,6 +84,21 @@ class Generation:
     stream: bool
     include_usage: bool
     continuous_usage: bool
+    reply: Reply | None = None
+
+    @property
+    def function(self) -> str | None:
+        """Name of the tool whose arguments the text is; None: it is content."""
+        return self.reply.function if self.reply is not None else None
+
+    @property
+    def told_reason(self) -> str:
+        """`finish_reason` as clients get it."""
+        return "tool_calls" if self.function and self.finish_reason == "stop" else self.finish_reason
+
+    def text_of(self, start: int, end: int) -> str:
+        """Text of tokens `start` to `end` (excluded)."""
+        return text_of(start, end) if self.reply is None else self.reply.text_of(start, end)
 
 
 def parse(body: bytes, headers: Mapping[str, str], *, chat: bool, max_model_len: int, seed: int) -> Generation:
@@ -85,7 +115,7 @@ def parse(body: bytes, headers: Mapping[str, str], *, chat: bool, max_model_len:
         raise RequestError(400, "the body must be a JSON object")
     model = request.get("model")
     if not isinstance(model, str) or not model:
-        raise RequestError(400, "`model` must be the name of a model")
+        raise RequestError(400, "`model` must be the name of a model", param="model")
     if request.get("n") not in {None, 1}:
         raise RequestError(400, "this simulator answers with one choice: leave `n` out")
     text_or_tokens = _chat_text(request) if chat else _completion_prompt(request)
@@ -105,7 +135,13 @@ def parse(body: bytes, headers: Mapping[str, str], *, chat: bool, max_model_len:
             f"{max_model_len} tokens and your request has {prompt} input tokens.",
         )
     most = room if limit is None else limit
-    wanted = _wanted(request, headers, most, seed=seed, text=text_or_tokens)
+    reply = _reply(request) if chat else None
+    if reply is None:
+        wanted = _wanted(request, headers, most, seed=seed, text=text_or_tokens)
+        finish_reason = "length" if wanted >= most else "stop"
+    else:
+        wanted = len(reply.pieces)
+        finish_reason = "length" if wanted > most else "stop"
     options = request.get("stream_options") or {}
     if not isinstance(options, dict):
         raise RequestError(400, "`stream_options` must be an object")
@@ -114,17 +150,25 @@ def parse(body: bytes, headers: Mapping[str, str], *, chat: bool, max_model_len:
         chat=chat,
         prompt_tokens=prompt,
         output_tokens=min(wanted, most),
-        finish_reason="length" if wanted >= most else "stop",
+        finish_reason=finish_reason,
         stream=bool(request.get("stream")),
         include_usage=bool(options.get("include_usage")),
         continuous_usage=bool(options.get("include_usage")) and bool(options.get("continuous_usage_stats")),
+        reply=reply,
     )
+
+
+def _reply(request: Mapping[str, object]) -> Reply | None:
+    try:
+        return reply_to(request)
+    except ReplyError as error:
+        raise RequestError(400, str(error), param=error.param) from error
 
 
 def _chat_text(request: Mapping[str, object]) -> str:
     messages = request.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise RequestError(400, "`messages` must be a list of at least one message")
+        raise RequestError(400, "`messages` must be a list of at least one message", param="messages")
     parts: list[str] = []
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
@@ -160,7 +204,7 @@ def _limit(request: Mapping[str, object], *, chat: bool) -> int | None:
 
 def _positive(value: object, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise RequestError(400, f"`{name}` must be a whole number of at least 1, not {value!r}")
+        raise RequestError(400, f"`{name}` must be a whole number of at least 1, not {value!r}", param=name)
     return value
 
 
@@ -191,7 +235,7 @@ def text_of(start: int, end: int) -> str:
 
 
 class Responder:
-    """Writes one response. `served` is the name that the response carries."""
+    """Writes one chat completion or completion. `served` is the name that the response carries."""
 
     def __init__(self, generation: Generation, request_id: str, served: str, created: int, chunk_tokens: int) -> None:
         self._generation = generation
@@ -206,10 +250,23 @@ class Responder:
             "model": served,
             "system_fingerprint": FINGERPRINT,
         }
+        self._call = {"id": f"call_{request_id}", "type": "function"}
         opening = "data: " + json.dumps(self._head, separators=(",", ":"))[:-1] + ',"choices":[{"index":0,'
-        self._before = opening + ('"delta":{"content":"' if generation.chat else '"text":"')
-        self._after = '"},"logprobs":null,"finish_reason":' if generation.chat else '","logprobs":null,"finish_reason":'
-        self._role = opening + '"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]}\n\n'
+        if generation.function:
+            self._before = opening + '"delta":{"tool_calls":[{"index":0,"function":{"arguments":"'
+            self._after = '"}}]},"logprobs":null,"finish_reason":'
+        elif generation.chat:
+            self._before = opening + '"delta":{"content":"'
+            self._after = '"},"logprobs":null,"finish_reason":'
+        else:
+            self._before = opening + '"text":"'
+            self._after = '","logprobs":null,"finish_reason":'
+        delta: dict[str, object] = {"role": "assistant", "content": ""}
+        if generation.function:
+            call = {"index": 0, **self._call, "function": {"name": generation.function, "arguments": ""}}
+            delta = {"role": "assistant", "content": None, "tool_calls": [call]}
+        first = json.dumps(delta, separators=(",", ":"))
+        self._role = f'{opening}"delta":{first},"logprobs":null,"finish_reason":null}}]}}\n\n'
 
     def usage(self, completion_tokens: int) -> dict[str, int]:
         """Tokens so far."""
@@ -223,15 +280,18 @@ class Responder:
     def whole(self) -> bytes:
         """Body of a response that is not streamed."""
         generation = self._generation
-        text = text_of(0, generation.output_tokens)
+        text = generation.text_of(0, generation.output_tokens)
         choice: dict[str, object] = {"index": 0}
-        if generation.chat:
+        if generation.function:
+            call = {**self._call, "function": {"name": generation.function, "arguments": text}}
+            choice["message"] = {"role": "assistant", "content": None, "refusal": None, "tool_calls": [call]}
+        elif generation.chat:
             choice["message"] = {"role": "assistant", "content": text, "refusal": None, "tool_calls": []}
         else:
             choice["text"] = text
-        choice |= {"logprobs": None, "finish_reason": generation.finish_reason, "stop_reason": None}
+        choice |= {"logprobs": None, "finish_reason": generation.told_reason, "stop_reason": None}
         body = {**self._head, "choices": [choice], "usage": self.usage(generation.output_tokens)}
-        return json.dumps(body, separators=(",", ":")).encode()
+        return json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
 
     def events(self, start: int, end: int) -> bytes:
         """Events for tokens `start` to `end` (excluded), whole chunks as configured; the last ends the stream."""
@@ -241,11 +301,14 @@ class Responder:
         while position < end:
             upto = min(end, position + self._chunk)
             last = upto == generation.output_tokens
-            reason = f'"{generation.finish_reason}","stop_reason":null' if last else "null"
+            reason = f'"{generation.told_reason}","stop_reason":null' if last else "null"
             tail = "}]}\n\n"
             if generation.continuous_usage:
                 tail = '}],"usage":' + json.dumps(self.usage(upto), separators=(",", ":")) + "}\n\n"
-            parts.append(f"{self._before}{text_of(position, upto)}{self._after}{reason}{tail}")
+            text = generation.text_of(position, upto)
+            if generation.reply is not None:  # words need no escapes
+                text = json.dumps(text, ensure_ascii=False)[1:-1]
+            parts.append(f"{self._before}{text}{self._after}{reason}{tail}")
             position = upto
             if last:
                 if generation.include_usage:

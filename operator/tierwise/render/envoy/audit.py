@@ -52,7 +52,14 @@ _PROBES: tuple[str | None, ...] = (
 )
 """Values of the header; None: the request has none."""
 
-_CONFIGURATION = {"@type", "name", "validate_clusters", "response_headers_to_add", "virtual_hosts"}
+_CONFIGURATION = {
+    "@type",
+    "name",
+    "validate_clusters",
+    "response_headers_to_add",
+    "virtual_hosts",
+    "max_direct_response_body_size_bytes",  # how much the gateway says by itself: leads nowhere
+}
 _HOST = {"name", "domains", "include_request_attempt_count", "matcher"}
 _ROUTE_FIELDS = {"name", "match", "metadata", "route", "direct_response", "response_headers_to_add", "@type"}
 _ACTION = {

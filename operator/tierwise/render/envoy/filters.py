@@ -8,7 +8,7 @@ drain its connections.
 
 from typing import Any
 
-from tierwise.render.envoy import accesslog, clients, consumers, lua, request_limits, throttle
+from tierwise.render.envoy import accesslog, clients, consumers, lua, models, request_limits, throttle
 from tierwise.render.envoy.fields import (
     BAD_BODY,
     BYTES_HEADER,
@@ -87,6 +87,8 @@ INTERNAL_HEADERS = (
 
 _MODEL = f"metadata.filter_metadata['{METADATA}']['model']"
 _METHOD = "request.headers[':method']"
+_PATH = "request.url_path"
+_MODEL_PATH = f"^{models.PREFIX}[A-Za-z0-9._:/-]+$"
 # A hostname of nobody: an address, this Service's own name, or a port-forward's.
 _ANONYMOUS_HOST = r"^([0-9.]+|\\[.*\\]|localhost|[a-z0-9-]+|.*\\.svc(\\..*)?)$"
 
@@ -129,6 +131,8 @@ def model_of_body() -> dict[str, Any]:
 
 _ASKED = f"request.headers['{REQUESTED_HEADER}']"
 _REQUESTED = (
+    f"{_METHOD} == 'GET' && {_PATH}.size() <= 512 && {_PATH}.matches('{_MODEL_PATH}') ? "
+    f"{_PATH}.substring({len(models.PREFIX)}) : "
     f"{_METHOD} != 'POST' ? '{NO_MODEL}' : "
     f"{_MODEL}.size() <= 512 && {_MODEL}.matches('^([A-Za-z0-9._:/-]+|{BAD_BODY})$') ? {_MODEL} : '?'"
 )

@@ -318,6 +318,7 @@ def _default_routes(inputs: Mapping[str, _Inputs]) -> Resource:
     return {
         "@type": ROUTES,
         "name": DEFAULT_ROUTES,
+        "max_direct_response_body_size_bytes": models.MAX_BYTES,
         "virtual_hosts": [
             {
                 "name": "default",

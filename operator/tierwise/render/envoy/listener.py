@@ -24,7 +24,9 @@ def connection_manager(options: GatewayOptions) -> dict[str, Any]:
         use_remote_address=True,
         normalize_path=True,
         merge_slashes=True,
-        path_with_escaped_slashes_action="REJECT_REQUEST",
+        # `GET /v1/models/legal%2Fassistant`: so write clients a model's name. Decoded before the path is normalized, so
+        # routes match what tiers get.
+        path_with_escaped_slashes_action="UNESCAPE_AND_FORWARD",
         strip_any_host_port=True,
         server_header_transformation="PASS_THROUGH",
         **clients.bounds(options),

@@ -1,15 +1,18 @@
-"""The answer to GET /v1/models."""
+"""The answers to GET /v1/models and GET /v1/models/{model}."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.render.envoy import errors
+from tierwise.render.envoy.fields import REQUESTED_HEADER
 
-MATCH: dict[str, Any] = {
-    "path": "/v1/models",
-    "headers": [{"name": ":method", "string_match": {"exact": "GET"}}],
-}
+_GET = [{"name": ":method", "string_match": {"exact": "GET"}}]
+MATCH: dict[str, Any] = {"path": "/v1/models", "headers": _GET}
+MAX_BYTES = 4 << 20
+"""Of a list. Envoy's own limit is 4 KiB, about 35 models: one more, and it would refuse all routes."""
+PREFIX = "/v1/models/"
+"""Before the name of one model; what follows is the model that such a request asks for."""
 
 
 def entries(
@@ -18,16 +21,22 @@ def entries(
     """One entry per model; `qualified` names are `namespace/model`."""
     found = []
     for model, owner in sorted(owners.items()):
-        created = policies[owner].metadata.creation_timestamp
-        found.append(
-            {
-                "id": f"{namespace}/{model}" if qualified else model,
-                "object": "model",
-                "created": int(created.timestamp()) if created is not None else 0,
-                "owned_by": namespace,
-            }
-        )
+        found.append(_entry(f"{namespace}/{model}" if qualified else model, namespace, policies[owner]))
     return found
+
+
+def _entry(name: str, namespace: str, policy: RoutingPolicy) -> dict[str, Any]:
+    created = policy.metadata.creation_timestamp
+    seconds = int(created.timestamp()) if created is not None else 0
+    return {"id": name, "object": "model", "created": seconds, "owned_by": namespace}
+
+
+def one(namespace: str, policy: RoutingPolicy) -> dict[str, Any]:
+    """The route that tells of one model, by the name that it was asked for; among the routes of this model only."""
+    return {
+        "match": {"prefix": PREFIX, "headers": _GET},
+        **errors.formatted(200, _entry(f"%REQ({REQUESTED_HEADER})%", namespace, policy)),
+    }
 
 
 def answer(data: list[dict[str, Any]]) -> dict[str, Any]:

@@ -78,6 +78,7 @@ def configuration(
         "@type": ROUTES,
         "name": namespace,
         "validate_clusters": True,
+        "max_direct_response_body_size_bytes": models.MAX_BYTES,
         "response_headers_to_add": errors.answer_headers(),
         "virtual_hosts": [
             {
@@ -128,7 +129,8 @@ class _Policy:
                 routes += self._of_class(routing_class, conditions)
         served = {"safe_regex": {"regex": ENDPOINTS}}
         refused = {"match": served, "metadata": self._labels(""), **errors.no_class(str(self.key))}
-        return [*routes, refused, {"match": {"prefix": "/"}, **errors.unknown_endpoint()}]
+        one = models.one(self.key.namespace, self.policy)
+        return [*routes, refused, one, {"match": {"prefix": "/"}, **errors.unknown_endpoint()}]
 
     def _of_class(self, routing_class: RoutingClass, conditions: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """A route per level that a header may raise it to, where that changes tiers; then the class's own."""
