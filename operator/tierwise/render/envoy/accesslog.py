@@ -4,8 +4,12 @@ Counters and histograms appear in Prometheus as `envoy_tierwise_*`; their labels
 (that of the last attempt; `-` when the gateway answered by itself), on what is paid for consumer too (its name, or its
 token's).
 
-Not counted: tokens of streams that the client left before their last event, and tokens of attempts that were thrown
-away. `usage_requests` beside `requests` says how many requests the token counts stand for.
+Tokens that an upstream reported are counted exactly; `usage_requests` says for how many requests. What it did not
+report is bounded from above and counted apart, one attempt at one tier at a time, with a `reason`:
+- `unreported`: a whole answer, without its usage;
+- `aborted`: the client left, or the upstream broke off, after the attempt had been sent;
+- `discarded`: an attempt whose answer was thrown away, or that timed out or broke off before one; its tier may bill it.
+Answers with an error status cost nothing. An attempt that nothing bounds adds to `unbounded_attempts`.
 
 A request is counted twice: in `arrivals` when its first attempt goes to a tier (or, where none of that tier's endpoints
 takes it, when it ends), in `requests` when it ends. An answer takes ten seconds and more; a loop that saw demand only
@@ -14,7 +18,17 @@ when it is over would be that late at every rise.
 
 from typing import Any
 
-from tierwise.render.envoy.fields import CONSUMER_STATE, METADATA, USAGE_METADATA, extension, typed
+from tierwise.render.envoy.fields import (
+    BOUND_METADATA,
+    COMPLETION_BOUND,
+    CONSUMER_STATE,
+    METADATA,
+    NO_BOUND,
+    PROMPT_BOUND,
+    USAGE_METADATA,
+    extension,
+    typed,
+)
 
 PREFIX = "tierwise"
 _FIRST_BYTE = "%COMMON_DURATION(DS_RX_END:US_RX_BODY_BEG:ms)%"
@@ -30,6 +44,31 @@ _CONSUMER = {"consumer": f"%FILTER_STATE({CONSUMER_STATE}:PLAIN)%"}
 # Only requests that reached a policy: others would be labelled by whatever clients invent.
 _ROUTED = f"xds.route_metadata.filter_metadata['{METADATA}']['policy'] != ''"
 _ANSWERED = f"{_ROUTED} && response.code < 300"
+
+# What `lua.SOURCE` noted: the filters of some tier have had the request.
+_SENT = f"{_ROUTED} && '{COMPLETION_BOUND}' in request.headers"
+_PROMPT = f"request.headers['{PROMPT_BOUND}']"
+_COMPLETION = f"request.headers['{COMPLETION_BOUND}']"
+_DETAILS = "response.code_details"
+_WHOLE = f"({_DETAILS} == 'via_upstream')"
+# How requests end whose last attempt is already over, without an answer: `lost` has counted it, or it cost nothing.
+_NOTHING_CAME = " || ".join(
+    f"{_DETAILS}.startsWith('{start}')"
+    for start in (
+        "upstream_reset_before_response_started",
+        "upstream_per_try_timeout",
+        "upstream_response_timeout",
+        "no_healthy_upstream",
+        "cluster_not_found",
+    )
+)
+# Where an upstream broke off an answer in one piece, the status is the gateway's own: 503.
+_MAY_HAVE_COST = (
+    f"{_WHOLE} ? response.code >= 200 && response.code < 300 : "
+    f"!({_NOTHING_CAME}) && !({_DETAILS}.startsWith('downstream') && has(response.code) && response.code >= 300)"
+)
+# How an attempt ends that got no answer: time-out, reset by the upstream, connection closed, no HTTP, reset by Envoy.
+_LOST_FLAGS = ("UT", "UR", "UC", "UPE", "LR")
 
 
 def _tags(*, paid: bool = False, **more: str) -> list[dict[str, str]]:
@@ -105,6 +144,7 @@ def statistics() -> list[dict[str, Any]]:
             "filter": _reported("cached"),
             "typed_config": _stats(counters=[_tokens("cached_prompt_tokens", "cached")]),
         },
+        estimates(),
     ]
 
 
@@ -139,6 +179,101 @@ def refusals() -> list[dict[str, Any]]:
             "filter": {"and_filter": {"filters": [*conditions, _when(_ROUTED)]}},
             "typed_config": _stats(counters=[_one("refused", _tags())]),
         }
+    ]
+
+
+def _in_metadata(namespace: str, key: str) -> str:
+    found = f"metadata.filter_metadata['{namespace}']"
+    return f"('{namespace}' in metadata.filter_metadata && '{key}' in {found})"
+
+
+# Each event of a stream reports what came so far, and the last one did not come: what was in flight is not reported.
+_RUNNING = f"({_in_metadata(BOUND_METADATA, 'running')} && metadata.filter_metadata['{BOUND_METADATA}']['running'])"
+_STILL_RUNNING = {
+    "metadata_filter": {
+        "matcher": {"filter": BOUND_METADATA, "path": [{"key": "running"}], "value": {"bool_match": True}},
+        "match_if_key_not_found": False,
+    }
+}
+
+
+def _not_reported(key: str) -> dict[str, Any]:
+    """Envoy's own filter: the expressions behind it are not evaluated for answers that reported their usage."""
+    matcher = {"filter": USAGE_METADATA, "path": [{"key": key}], "value": {"present_match": True}, "invert": True}
+    return {"metadata_filter": {"matcher": matcher, "match_if_key_not_found": True}}
+
+
+def _computed(name: str, expression: str, tags: list[dict[str, str]]) -> dict[str, Any]:
+    return {"stat": {"name": name, "tags": tags}, "value_format": f"%CEL({expression})%"}
+
+
+def _bounds(reason: str, *, prompt: str, completion: str, unbounded: str) -> dict[str, Any]:
+    tags = _tags(reason=reason)
+    return _stats(
+        counters=[
+            _one("estimated_attempts", tags),
+            _computed("estimated_prompt_tokens", prompt, tags),
+            _computed("estimated_completion_tokens", completion, tags),
+            _computed("unbounded_attempts", f"{unbounded} ? 1 : 0", tags),
+        ]
+    )
+
+
+def estimates() -> dict[str, Any]:
+    """What the last attempt cost at most, where its answer did not say: logged when the request ends."""
+    no_prompt = f"!{_in_metadata(USAGE_METADATA, 'prompt')}"
+    no_completion = f"((!{_in_metadata(USAGE_METADATA, 'completion')} || {_RUNNING}) && {_COMPLETION} != '0')"
+    streamed = _in_metadata(BOUND_METADATA, "stream")
+    # A stream is bounded by what passed, a whole answer by its length, and both by the limit that the client set.
+    seen = f"({streamed} ? int(metadata.filter_metadata['{BOUND_METADATA}']['stream']) : response.size)"
+    bounded = f"({streamed} || {_WHOLE})"
+    limited = f"{_COMPLETION} != '{NO_BOUND}'"
+    limit = f"int({_COMPLETION})"
+    completion = (
+        f"!{no_completion} ? 0 : {bounded} ? ({limited} && {limit} < {seen} ? {limit} : {seen}) : "
+        f"{limited} ? {limit} : 0"
+    )
+    return {
+        "name": "estimates",
+        "filter": {
+            "and_filter": {
+                "filters": [
+                    {"or_filter": {"filters": [_not_reported("prompt"), _not_reported("completion"), _STILL_RUNNING]}},
+                    _when(f"{_SENT} && ({no_prompt} || {no_completion}) && ({_MAY_HAVE_COST})"),
+                ]
+            }
+        },
+        "typed_config": _bounds(
+            f"%CEL({_WHOLE} ? 'unreported' : 'aborted')%",
+            prompt=f"{no_prompt} && {_PROMPT} != '{NO_BOUND}' ? int({_PROMPT}) : 0",
+            completion=completion,
+            unbounded=f"{no_prompt} && {_PROMPT} == '{NO_BOUND}' || {no_completion} && !({limited}) && !{bounded}",
+        ),
+    }
+
+
+def lost() -> list[dict[str, Any]]:
+    """The router's own loggers: what attempts cost at most of whose answer the client saw nothing."""
+    most = f"xds.route_metadata.filter_metadata['{METADATA}']['cascade']"
+    replaced = (
+        "response.code >= 200 && response.code < 300 && response.headers['x-low-confidence'] == 'true' && "
+        f"int(request.headers['x-envoy-attempt-count']) < int({most})"
+    )
+    unanswered = [
+        {"response_flag_filter": {"flags": list(_LOST_FLAGS)}},
+        {"status_code_filter": {"comparison": {"op": "EQ", "value": {"default_value": 0, "runtime_key": "tierwise"}}}},
+        _when(f"{_SENT} && response.size > 0"),  # to an upstream, what it was sent
+    ]
+    bounds = _bounds(
+        "discarded",
+        prompt=f"{_PROMPT} != '{NO_BOUND}' ? int({_PROMPT}) : 0",
+        completion=f"{_COMPLETION} != '{NO_BOUND}' ? int({_COMPLETION}) : 0",
+        unbounded=f"{_PROMPT} == '{NO_BOUND}' || {_COMPLETION} == '{NO_BOUND}'",
+    )
+    end = {"log_type_filter": {"types": ["UpstreamEnd"]}}
+    return [
+        {"name": name, "filter": {"and_filter": {"filters": [end, *condition]}}, "typed_config": bounds}
+        for name, condition in (("replaced", [_when(f"{_SENT} && {replaced}")]), ("unanswered", unanswered))
     ]
 
 

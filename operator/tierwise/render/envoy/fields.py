@@ -34,6 +34,12 @@ METADATA = "tierwise"
 USAGE_METADATA = "tierwise.usage"
 PATH_STATE = "tierwise.path"
 CONSUMER_STATE = "tierwise.consumer"
+BOUND_METADATA = "tierwise.bound"
+"""What a stream can have cost so far (`stream`, tokens) and its choices, where they are several."""
+# The most tokens that an attempt can have cost, or `NO_BOUND`. Names that HTTP/1.1 does not send: `lua.SOURCE`.
+PROMPT_BOUND = ":tierwise-prompt"
+COMPLETION_BOUND = ":tierwise-completion"
+NO_BOUND = "-"
 
 DEFAULT_ROUTES = "tierwise/default"
 """The RouteConfiguration that belongs to no namespace (a namespace's name has no slash)."""

@@ -201,20 +201,28 @@ def choose_route_again() -> dict[str, Any]:
     )
 
 
-_USAGE = {
-    "prompt": ("usage", "prompt_tokens"),
-    "completion": ("usage", "completion_tokens"),
-    "cached": ("usage", "prompt_tokens_details", "cached_tokens"),
-}
+_USAGE = (
+    ("prompt", ("usage", "prompt_tokens")),
+    ("completion", ("usage", "completion_tokens")),
+    ("cached", ("usage", "prompt_tokens_details", "cached_tokens")),
+)
+_USAGE_OF_RESPONSE = (  # as /v1/responses names them
+    ("prompt", ("usage", "input_tokens")),
+    ("completion", ("usage", "output_tokens")),
+    ("cached", ("usage", "input_tokens_details", "cached_tokens")),
+)
+# The last event of a stream of /v1/responses holds the whole response.
+_USAGE_OF_EVENT = tuple((name, ("response", *path)) for name, path in _USAGE_OF_RESPONSE)
+_LARGEST_EVENT = 1 << 20  # bytes
 
 
-def _usage_rules() -> list[dict[str, Any]]:
+def _usage_rules(rules: tuple[tuple[str, tuple[str, ...]], ...]) -> list[dict[str, Any]]:
     return [
         {
             "selectors": [{"key": key} for key in path],
             "on_present": {"metadata_namespace": USAGE_METADATA, "key": name, "type": "NUMBER"},
         }
-        for name, path in _USAGE.items()
+        for name, path in rules
     ]
 
 
@@ -232,12 +240,12 @@ def usage_of_stream() -> dict[str, Any]:
     parser = extension(
         "json",
         "envoy.extensions.content_parsers.json.v3.JsonContentParser",
-        rules=[{"rule": rule} for rule in _usage_rules()],
+        rules=[{"rule": rule} for rule in _usage_rules(_USAGE + _USAGE_OF_EVENT)],
     )
     return extension(
         "tierwise.stream_usage",
         f"{_HTTP}.sse_to_metadata.v3.SseToMetadata",
-        response_rules={"max_event_size": 65_536, "content_parser": parser},
+        response_rules={"max_event_size": _LARGEST_EVENT, "content_parser": parser},
     )
 
 
@@ -246,7 +254,7 @@ def usage_of_body() -> dict[str, Any]:
     return extension(
         "tierwise.usage",
         f"{_HTTP}.json_to_metadata.v3.JsonToMetadata",
-        response_rules={"allow_content_types_regex": _JSON_TYPES, "rules": _usage_rules()},
+        response_rules={"allow_content_types_regex": _JSON_TYPES, "rules": _usage_rules(_USAGE + _USAGE_OF_RESPONSE)},
     )
 
 
@@ -255,7 +263,7 @@ def router() -> dict[str, Any]:
     return extension(
         "envoy.filters.http.router",
         f"{_HTTP}.router.v3.Router",
-        upstream_log=accesslog.arrivals() + accesslog.refusals(),
+        upstream_log=accesslog.arrivals() + accesslog.refusals() + accesslog.lost(),
         upstream_log_options={"flush_upstream_log_on_upstream_stream": True},
     )
 

@@ -7,18 +7,43 @@ sent it (filter state) and the tier's parameters (`filter_context`). One program
 
 What it changes in a JSON body, all other bytes stay as they are:
 - the value of the top-level `model` becomes the name that the tier serves;
-- `"stream": true` gets `stream_options.include_usage`, without which streams report no tokens.
+- `"stream": true` gets `stream_options.include_usage`, without which streams report no tokens (not on `/v1/responses`,
+  whose streams report them anyway and which knows no such option).
+
+It also notes, for the log that counts, how many tokens the attempt can have cost at most (`bounds`).
 
 `CLIENT_SOURCE`: takes the usage event out of a stream again when its client did not ask for it: much code reads
 `choices[0]` of every event, and this one has no choices. An event that arrives in pieces is passed on as it is.
+It also notes, as a stream goes by, how many tokens it can have cost at most so far.
+
+Bounds rest on this: a token has at least one byte of text. Where tokens have none, the event that brought them counts.
 """
 
-from tierwise.render.envoy.fields import METADATA, PATH_STATE
+from tierwise.render.envoy.fields import (
+    BOUND_METADATA,
+    COMPLETION_BOUND,
+    METADATA,
+    NO_BOUND,
+    PATH_STATE,
+    PROMPT_BOUND,
+)
 
 VM_ID = "tierwise"
 
-SOURCE = (
-    r"""
+TEMPLATE_TOKENS = 512
+"""Added to the bytes of a chat's body: what chat templates, tool instructions and default system prompts add."""
+
+IN_FLIGHT_TOKENS = 64
+"""Per choice: tokens that an upstream can have generated when a stream breaks off and the gateway has not yet seen."""
+
+MOST_CHOICES = 256
+"""Choices of one request for which tokens in flight are allowed for."""
+
+MOST_TOKENS = 2_000_000
+"""No bound is larger: no model takes or gives more. What a client asks for beyond it bounds nothing, and one request
+with a made-up number must not empty a budget."""
+
+_STRING_END = r"""
 -- The end of the JSON string whose opening quote is at i.
 local function string_end(s, i)
   local q = i + 1
@@ -29,6 +54,23 @@ local function string_end(s, i)
     q = e + 2
   end
 end
+"""
+
+SOURCE = (
+    f"local BOUND, NONE = '{BOUND_METADATA}', '{NO_BOUND}'\n"
+    f"local PROMPT, COMPLETION = '{PROMPT_BOUND}', '{COMPLETION_BOUND}'"
+    + _STRING_END
+    + r"""
+local numbers = {max_tokens = true, max_completion_tokens = true, max_output_tokens = true, n = true, best_of = true}
+-- What costs a tier more tokens than it has bytes here: pictures, files, searches, an earlier conversation.
+local references = {
+  image_url = true, input_image = true, video_url = true, audio_url = true, input_audio = true, file_url = true,
+  file_id = true, file_data = true, input_file = true, previous_response_id = true, conversation = true,
+  file_search = true, vector_store_ids = true, web_search = true, web_search_preview = true,
+  web_search_options = true, code_interpreter = true, mcp = true,
+}
+-- Paths whose answers are no generated text.
+local silent = {['/v1/embeddings'] = true, ['/v1/rerank'] = true, ['/v1/score'] = true}
 
 -- A key as JSON readers understand it: "mod\u0065l" is model, for the gateway's own reading too.
 local function plain(key)
@@ -37,9 +79,10 @@ local function plain(key)
 end
 
 -- Calls found(key, start) for each key of the object that opens at i; start is where the key's value begins.
--- Returns the position of the closing brace, or nil when the text is no object.
+-- Returns the position of the closing brace, or nil when the text is no object, and whether a text in it is one of
+-- `references`.
 local function each_key(s, i, found)
-  local depth, p = 1, i + 1
+  local depth, p, refers = 1, i + 1, false
   while true do
     p = string.find(s, '["{}%[%]]', p)
     if not p then return nil end
@@ -51,22 +94,71 @@ local function each_key(s, i, found)
         local _, v = string.find(s, '^%s*:%s*', e + 1)
         if v then found(plain(string.sub(s, p + 1, e - 1)), v + 1) end
       end
+      if e - p < 24 and references[string.sub(s, p + 1, e - 1)] then refers = true end
       p = e + 1
     else
       if c == 123 or c == 91 then depth = depth + 1 else depth = depth - 1 end
-      if depth == 0 then return p end
+      if depth == 0 then return p, refers end
       p = p + 1
     end
   end
 end
 
+-- Prompts in a batch: the strings or lists in the list that opens at i. A list of numbers is one prompt.
+local function prompts(s, i)
+  local count, depth, p = 0, 1, i + 1
+  while depth > 0 do
+    p = string.find(s, '["%[%]]', p)
+    if not p then break end
+    local c = string.byte(s, p)
+    if depth == 1 and c ~= 93 then count = count + 1 end
+    if c == 34 then
+      p = string_end(s, p)
+      if not p then break end
+    else
+      depth = depth + (c == 91 and 1 or -1)
+    end
+    p = p + 1
+  end
+  return math.max(count, 1)
+end
+
+local function bound(n)
+  return n and n <= """
+    + str(MOST_TOKENS)
+    + r""" and string.format('%d', n) or NONE
+end
+
+-- The most tokens that an answer can have cost, as text; NONE where the request sets no limit to it.
+-- `asked` has the request's numbers, each the last of its name.
+local function bounds(s, asked, path)
+  if silent[path] then return bound(#s), '0', 1 end
+  local batch = path == '/v1/completions'
+  local prompt, most = #s + (batch and 0 or """
+    + str(TEMPLATE_TOKENS)
+    + r"""), nil
+  for _, key in ipairs({'max_tokens', 'max_completion_tokens', 'max_output_tokens'}) do
+    if asked[key] then most = math.max(most or 0, asked[key]) end
+  end
+  local choices = math.max(asked.n or 1, asked.best_of or 1, 1) * (batch and asked.prompts or 1)
+  return (asked.stored or asked.refers) and NONE or bound(prompt), bound(most and most * choices), choices
+end
+
 -- A key may stand twice; the last one counts, as it does for the gateway's own reading and for most servers.
-local function rewrite(s, model)
+-- Returns the text for the tier, or nil when it stays as it is, and the numbers that `bounds` needs.
+local function rewrite(s, model, force_usage)
+  local asked = {}
   local _, open = string.find(s, '^%s*{')
-  if not open then return nil end
+  if not open then return nil, asked end
   local edits, spans, stream, options = {}, {}, false, nil
-  local close = each_key(s, open, function(key, v)
-    if key == 'model' and string.byte(s, v) == 34 then
+  local close
+  close, asked.refers = each_key(s, open, function(key, v)
+    if numbers[key] then
+      asked[key] = tonumber(string.match(s, '^(%d+)%s*[,}]', v))
+    elseif key == 'prompt' then
+      asked.prompts = string.byte(s, v) == 91 and prompts(s, v) or 1
+      asked.stored = string.byte(s, v) == 123  -- /v1/responses: named, and kept by the provider
+    elseif key == 'model' and string.byte(s, v) == 34 then
       spans[#spans + 1] = v
     elseif key == 'stream' then
       stream = string.sub(s, v, v + 3) == 'true'
@@ -74,12 +166,12 @@ local function rewrite(s, model)
       options = v
     end
   end)
-  if not close then return nil end
+  if not close then return nil, asked end
   for _, v in ipairs(spans) do
     local e = string_end(s, v)
     edits[#edits + 1] = {v + 1, e - 1, model}
   end
-  if stream then
+  if stream and force_usage then
     local wanted = '"stream_options":{"include_usage":true}'
     if not options then
       local comma = string.find(s, '^%s*}', open + 1) and '' or ','
@@ -97,7 +189,7 @@ local function rewrite(s, model)
       edits[#edits + 1] = {options, options + 3, '{"include_usage":true}'}
     end
   end
-  if #edits == 0 then return nil end
+  if #edits == 0 then return nil, asked end
   table.sort(edits, function(a, b) return a[1] < b[1] end)
   local out, from = {}, 1
   for _, e in ipairs(edits) do
@@ -106,7 +198,7 @@ local function rewrite(s, model)
     from = e[2] + 1
   end
   out[#out + 1] = string.sub(s, from)
-  return table.concat(out)
+  return table.concat(out), asked
 end
 
 function envoy_on_request(handle)
@@ -120,14 +212,26 @@ function envoy_on_request(handle)
   headers:replace(':authority', tier:get('host'))
   headers:remove('content-length')
   local body = handle:body(true)
-  local rewritten = rewrite(body:getBytes(0, body:length()), model)
+  local text = body:getBytes(0, body:length())
+  local rewritten, asked = rewrite(text, model, path ~= '/v1/responses')
   if rewritten then body:setBytes(rewritten) end
+  -- Once per request: attempts share headers. The log of an attempt sees headers and nothing else of the request. These
+  -- reach no tier: HTTP/1.1 has no names that begin with a colon, and Envoy leaves them out.
+  headers = handle:headers()
+  if not headers:get(COMPLETION) then
+    local prompt, completion, choices = bounds(text, asked, path)
+    headers:replace(PROMPT, prompt)
+    headers:replace(COMPLETION, completion)
+    if choices > 1 then handle:streamInfo():dynamicMetadata():set(BOUND, 'choices', choices) end
+  end
 end
 """
 )
 
 CLIENT_SOURCE = (
-    r"""
+    f"local METADATA, BOUND, IN_FLIGHT = '{METADATA}', '{BOUND_METADATA}', {IN_FLIGHT_TOKENS}"
+    + _STRING_END
+    + r"""
 local function without_usage(s)
   local kept, from, removed = {}, 1, false
   while true do
@@ -146,21 +250,105 @@ local function without_usage(s)
   return table.concat(kept)
 end
 
+-- Keys whose text no model generated. Every other text counts, so that a key unknown here makes no count too low.
+local frame = {
+  id = true, object = true, model = true, role = true, type = true, finish_reason = true, stop_reason = true,
+  system_fingerprint = true, service_tier = true, provider = true, item_id = true, obfuscation = true, status = true,
+}
+
+-- Bytes of a JSON string's text as UTF-8, escapes undone (a pair of surrogates counts six for four).
+local function bytes(text)
+  if not string.find(text, '\\', 1, true) then return #text end
+  text = string.gsub(text, '\\\\', '/')
+  local _, escapes = string.gsub(text, '\\.', '')
+  local _, wide = string.gsub(text, '\\u', '')
+  return #text - escapes - 2 * wide
+end
+
+-- Bytes of generated text in a line of JSON.
+local function text_bytes(stream, line)
+  -- Most events differ from the one before in one text: what stands around it is compared, and not read again.
+  local head, tail = stream.head, stream.tail
+  if head and string.sub(line, 1, #head) == head then
+    local e = string_end(line, #head)
+    if e and string.sub(line, e) == tail then return bytes(string.sub(line, #head + 1, e - 1)) end
+  end
+  local sum, texts, key, p, first, last = 0, 0, nil, 1, nil, nil
+  while true do
+    local q = string.find(line, '"', p, true)
+    if not q then break end
+    local e = string_end(line, q)
+    if not e then return sum + #line - q end
+    if string.find(line, '^%s*:', e + 1) then
+      key = string.sub(line, q + 1, e - 1)
+    elseif not frame[key] then
+      sum, texts, first, last = sum + bytes(string.sub(line, q + 1, e - 1)), texts + 1, q, e
+    end
+    p = e + 1
+  end
+  if texts == 1 then stream.head, stream.tail = string.sub(line, 1, first), string.sub(line, last) end
+  return sum
+end
+
+-- The most tokens in the lines that `s` completes; `stream` holds what is left of a line, and the sum so far.
+local function count(stream, s)
+  if stream.rest ~= '' then s = stream.rest .. s end
+  local from = 1
+  while true do
+    local e = string.find(s, '\n', from, true)
+    if not e then break end
+    if stream.long then
+      stream.tokens, stream.long = stream.tokens + e - from, false
+    elseif string.sub(s, from, from + 4) == 'data:' then
+      local line = string.sub(s, from, e - 1)
+      stream.tokens = stream.tokens + math.max(1, text_bytes(stream, line))
+      stream.running = stream.running or string.find(line, '"usage"', 1, true)
+        and string.find(line, '"usage"%s*:%s*{') and string.find(line, '"choices"%s*:%s*%[%s*{') and true
+    end
+    from = e + 1
+  end
+  stream.rest = string.sub(s, from)
+  if #stream.rest > 65536 or stream.long then  -- not kept any longer: each byte counts
+    stream.tokens, stream.rest, stream.long = stream.tokens + #stream.rest, '', true
+  end
+end
+
 function envoy_on_response(handle)
   local kind = handle:headers():get('content-type')
   if not kind or string.sub(kind, 1, 17) ~= 'text/event-stream' then return end
-  local asked = handle:streamInfo():dynamicMetadata():get('"""
-    + METADATA
-    + r"""')
-  if not asked or asked['stream'] ~= true or asked['include_usage'] == true then return end
-  handle:headers():remove('content-length')
+  local asked = handle:streamInfo():dynamicMetadata():get(METADATA)
+  local silent = asked and asked['stream'] == true and asked['include_usage'] ~= true
+  if silent then handle:headers():remove('content-length') end
+  local bound = handle:streamInfo():dynamicMetadata():get(BOUND)
+  local margin = IN_FLIGHT * math.min(bound and bound['choices'] or 1, """
+    + str(MOST_CHOICES)
+    + r""")
+  local stream, noted, running = {tokens = 0, rest = '', long = false, running = false}, 0, false
+  -- Ahead of the count, for nothing runs here when a stream breaks off; and by an eighth, so that few events note it.
+  local function note()
+    if stream.tokens + margin > noted then
+      noted = math.ceil((stream.tokens + margin) * 1.125)
+      handle:streamInfo():dynamicMetadata():set(BOUND, 'stream', noted)
+    end
+    if stream.running and not running then
+      running = true
+      handle:streamInfo():dynamicMetadata():set(BOUND, 'running', true)
+    end
+  end
+  note()
   for chunk in handle:bodyChunks() do
     local length = chunk:length()
     if length > 0 then
-      local rest = without_usage(chunk:getBytes(0, length))
+      local s = chunk:getBytes(0, length)
+      count(stream, s)
+      note()
+      local rest = silent and without_usage(s)
       if rest then chunk:setBytes(rest) end
     end
   end
+  local metadata = handle:streamInfo():dynamicMetadata()
+  metadata:set(BOUND, 'stream', stream.tokens)
+  if running then metadata:set(BOUND, 'running', false) end
 end
 """
 )

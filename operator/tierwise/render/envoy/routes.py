@@ -177,7 +177,7 @@ class _Policy:
             if held.denied is None
             else {}
         )
-        labels = self._labels(routing_class.name)
+        labels = self._labels(routing_class.name, routing_class)
         route = {
             "name": f"{self.key}/{routing_class.name}/{name}",
             "match": match,
@@ -185,8 +185,11 @@ class _Policy:
         }
         return route | action
 
-    def _labels(self, class_name: str) -> dict[str, Any]:
-        return metadata(**{"namespace": self.key.namespace, "policy": self.key.name, "class": class_name})
+    def _labels(self, class_name: str, routing_class: RoutingClass | None = None) -> dict[str, Any]:
+        labels = {"namespace": self.key.namespace, "policy": self.key.name, "class": class_name}
+        if routing_class is not None and FallbackReason.LOW_CONFIDENCE in routing_class.fallback.when:
+            labels["cascade"] = str(routing_class.fallback.attempts)  # `accesslog.lost`: earlier ones are thrown away
+        return metadata(**labels)
 
     def _action(self, routing_class: RoutingClass, plan: routing.Attempts, level: Sensitivity) -> dict[str, Any]:
         if not plan.groups:
