@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 DEMO_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup cluster-binaries demo test lint types unit e2e lock crds bench-propagation bench-steady-state bench-ceiling audit-sensitivity clean
+.PHONY: help setup cluster-binaries demo test lint types unit e2e lock crds bench-propagation bench-steady-state bench-ceiling bench-accounting audit-sensitivity clean
 
 help:  ## This list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -64,6 +64,9 @@ bench-steady-state: setup cluster-binaries  ## Ten quiet minutes: print the oper
 
 bench-ceiling: setup  ## Print how long a budget's decision takes to reach clients
 	TIERWISE_CEILING_TIMES=50 $(PYTEST) tests/envoy/test_ceiling_live.py -k "deny_answers or downgrade_prefers or at_once" -s
+
+bench-accounting: setup  ## 10,000 mixed requests: print what upstreams say they cost beside what the gateway counted
+	TIERWISE_ACCOUNTING_REQUESTS=10000 $(PYTEST) tests/envoy/test_accounting_live.py -k independent --timeout=900 -s
 
 audit-sensitivity: setup  ## Generate 100,000 policies and 1,000 violations for the checker of sensitivity (an hour)
 	TIERWISE_AUDIT_POLICIES=100000 TIERWISE_AUDIT_VIOLATIONS=1000 $(PYTEST) tests/envoy/test_audit.py --timeout=14400 -s

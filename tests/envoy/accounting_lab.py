@@ -9,7 +9,7 @@ import json
 import random
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import aiohttp
 from aiohttp import web
@@ -107,6 +107,38 @@ class Metered:
             return await (answer.stream() if asked.get("stream") else answer.whole())
         except ConnectionError:  # nobody is there any more
             return web.Response()
+
+
+@dataclass
+class Scripted:
+    """An upstream that sends these pieces of a stream one by one, then ends; or never, with `hold`."""
+
+    pieces: list = field(default_factory=list)
+    hold: bool = False
+    port: int = 0
+
+    async def start(self):
+        app = web.Application()
+        app.router.add_post("/{path:.*}", self._answer)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        self.port = site._server.sockets[0].getsockname()[1]
+        return self
+
+    async def stop(self):
+        await self._runner.cleanup()
+
+    async def _answer(self, request):
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        for piece in self.pieces:
+            await response.write(piece)
+            await asyncio.sleep(0.003)
+        if self.hold:
+            await asyncio.sleep(5)
+        return response
 
 
 class _Answer:
@@ -237,6 +269,7 @@ class _Answer:
 
     def _usage_event(self):
         if self.path == "/responses":
+            assert "stream_options" not in self.asked, "an option that it does not know"
             whole = {"type": "response.completed", "response": {"output": ["x" * 70_000], "usage": self.usage}}
             return f"event: response.completed\ndata: {json.dumps(whole)}\n\n".encode()
         assert self.asked["stream_options"]["include_usage"] is True, "the gateway asks for it"

@@ -326,8 +326,9 @@ function envoy_on_response(handle)
   local stream, noted, running = {tokens = 0, rest = '', long = false, running = false}, 0, false
   -- Ahead of the count, for nothing runs here when a stream breaks off; and by an eighth, so that few events note it.
   local function note()
-    if stream.tokens + margin > noted then
-      noted = math.ceil((stream.tokens + margin) * 1.125)
+    local most = stream.tokens + text_bytes(stream, stream.rest) + margin
+    if most > noted then
+      noted = math.ceil(most * 1.125)
       handle:streamInfo():dynamicMetadata():set(BOUND, 'stream', noted)
     end
     if stream.running and not running then
@@ -347,7 +348,7 @@ function envoy_on_response(handle)
     end
   end
   local metadata = handle:streamInfo():dynamicMetadata()
-  metadata:set(BOUND, 'stream', stream.tokens)
+  metadata:set(BOUND, 'stream', stream.tokens + text_bytes(stream, stream.rest))
   if running then metadata:set(BOUND, 'running', false) end
 end
 """
