@@ -39,6 +39,8 @@ BOUND_METADATA = "tierwise.bound"
 # The most tokens that an attempt can have cost, or `NO_BOUND`. Names that HTTP/1.1 does not send: `lua.SOURCE`.
 PROMPT_BOUND = ":tierwise-prompt"
 COMPLETION_BOUND = ":tierwise-completion"
+CONSUMER_COPY = ":tierwise-consumer"
+"""Who called, for the log of an attempt: as the bounds, it reaches no tier."""
 NO_BOUND = "-"
 
 DEFAULT_ROUTES = "tierwise/default"

@@ -22,6 +22,8 @@ Bounds rest on this: a token has at least one byte of text. Where tokens have no
 from tierwise.render.envoy.fields import (
     BOUND_METADATA,
     COMPLETION_BOUND,
+    CONSUMER_COPY,
+    CONSUMER_STATE,
     METADATA,
     NO_BOUND,
     PATH_STATE,
@@ -58,7 +60,8 @@ end
 
 SOURCE = (
     f"local BOUND, NONE = '{BOUND_METADATA}', '{NO_BOUND}'\n"
-    f"local PROMPT, COMPLETION = '{PROMPT_BOUND}', '{COMPLETION_BOUND}'"
+    f"local PROMPT, COMPLETION = '{PROMPT_BOUND}', '{COMPLETION_BOUND}'\n"
+    f"local CALLER, COPY = '{CONSUMER_STATE}', '{CONSUMER_COPY}'"
     + _STRING_END
     + r"""
 local numbers = {max_tokens = true, max_completion_tokens = true, max_output_tokens = true, n = true, best_of = true}
@@ -222,6 +225,7 @@ function envoy_on_request(handle)
     local prompt, completion, choices = bounds(text, asked, path)
     headers:replace(PROMPT, prompt)
     headers:replace(COMPLETION, completion)
+    headers:replace(COPY, handle:streamInfo():filterState():get(CALLER) or '-')
     if choices > 1 then handle:streamInfo():dynamicMetadata():set(BOUND, 'choices', choices) end
   end
 end
