@@ -102,7 +102,7 @@ class Metered:
             if fate == "reset":
                 request.transport.abort()
             else:
-                await asyncio.sleep(8)
+                await asyncio.sleep(30)
             return web.Response(status=500)
         try:
             return await (answer.stream() if asked.get("stream") else answer.whole())
@@ -299,7 +299,7 @@ STORIES = {
     "after an error": ("500", "ok", 6),
     "after a limit": ("429", "ok", 3),
     "after a reset": ("reset", "ok", 4),
-    "after a time-out": ("slow", "ok", 2),
+    "after a time-out": ("slow", "ok", 1),
     "doubted": ("low", "ok", 6),
     "doubted twice": ("low", "low last", 3),
     "error, then left": ("500", "leave", 2),

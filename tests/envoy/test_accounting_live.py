@@ -67,7 +67,7 @@ def classes():
             "name": name,
             "match": {"headers": [{"name": "x-class", "value": name}]},
             "tiers": [{"name": "compact", "weight": 100}, {"name": "large", "weight": 0}],
-            "fallback": {"when": WHEN + more, "attempts": 2, "timeout": "2s"},
+            "fallback": {"when": WHEN + more, "attempts": 2, "timeout": "5s"},
         }
         for name, more in (("patient", ["Timeout"]), ("plain", []), ("other", []))
     ]
