@@ -226,6 +226,41 @@ async def test_what_copies_of_requests_cost_is_counted_for_their_tier():
     assert (found.requests, found.requests_with_usage) == (10, 10)
 
 
+async def test_what_gateways_estimate_is_read_for_every_reason():
+    names = {
+        "estimated_attempts": "estimated_attempts",
+        "estimated_prompt_tokens": "estimated_input_tokens",
+        "estimated_completion_tokens": "estimated_output_tokens",
+        "unbounded_attempts": "unbounded_attempts",
+    }
+
+    def raw(*values):
+        start = NOW.timestamp() - 30
+        return [
+            {
+                "metric": {
+                    "__name__": f"envoy_tierwise_{name}",
+                    "tierwise_namespace": "team-a",
+                    "tierwise_tier": "frontier",
+                    "reason": reason,
+                    "instance": "a",
+                },
+                "values": [[start + 5 * n, str(value * (index + 1))] for n, value in enumerate(values)],
+            }
+            for index, name in enumerate(names)
+            for reason in ("aborted", "discarded")
+        ]
+
+    answers = Answers(("estimated_completion_tokens|", raw(100)))
+    source = Prometheus(answers)
+    await source.read(TARGETS, NOW)
+    answers.rules = (("unbounded_attempts|", raw(100, 107)),)
+    found = (await source.read(TARGETS, NOW + timedelta(seconds=10))).usage[FRONTIER]
+    for index, field in enumerate(names.values()):
+        assert getattr(found, field) == 2 * 7 * (index + 1)
+    source.close()
+
+
 async def test_a_long_gap_is_read_in_bounded_slices():
     answers = Answers()
     source = Prometheus(answers)

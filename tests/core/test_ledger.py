@@ -110,21 +110,59 @@ def test_a_reading_counts_once() -> None:
     assert ledger.spend(twice).counted == 2 * ledger.spend(once).counted
 
 
+def test_what_upstreams_did_not_report_costs_its_bound_and_is_estimated() -> None:
+    held = accrue(
+        account(),
+        10,
+        provider(
+            reading(
+                10,
+                requests=10,
+                with_usage=8,
+                estimated_attempts=5,  # some of them attempts that a retry replaced
+                estimated_input_tokens=2e6,
+                estimated_output_tokens=1e6,
+            )
+        ),
+    )
+    assert ledger.spend(held).estimated == Decimal(2 * 3 + 15)
+    assert ledger.spend(held).counted == ledger.spend(accrue(account(), 10, provider(reading(10, requests=8)))).counted
+    assert held.entries["provider"].estimated_attempts == 5
+
+
 def test_requests_without_usage_are_estimated_from_those_with() -> None:
+    """An older gateway does not say what they cost at most."""
     held = accrue(account(), 10, provider(reading(10, requests=10, with_usage=8)))
+    mean = ledger.spend(held).counted / 8
+    assert ledger.spend(held).estimated == ledger.USAGE_BOUND * 2 * mean
+
+
+def test_a_tier_all_of_whose_attempts_were_replaced_is_not_free() -> None:
+    given = reading(10, requests=0, estimated_attempts=1, estimated_input_tokens=1e6)
+    assert ledger.spend(accrue(account(), 10, provider(given))).estimated == 3
+    assert ledger.spend(accrue(account(), 10, provider(given, prices=None))).unknown == ("provider",)
+
+
+def test_attempts_without_a_bound_are_estimated_from_requests_with_usage() -> None:
+    held = accrue(
+        account(), 10, provider(reading(10, requests=10, with_usage=8, estimated_attempts=2, unbounded_attempts=2))
+    )
     mean = ledger.spend(held).counted / 8
     assert ledger.spend(held).estimated == ledger.USAGE_BOUND * 2 * mean
 
 
 def test_the_mean_does_not_come_from_spend_that_a_checkpoint_brought_back() -> None:
     restored = Account(START, END, NOW, entries={"provider": ledger.Entry(cost=Decimal(1000))})
-    held = accrue(restored, 10, provider(reading(10, requests=10, with_usage=8)))
-    fresh = accrue(account(), 10, provider(reading(10, requests=10, with_usage=8)))
+    given = reading(10, requests=10, with_usage=8, estimated_attempts=2, unbounded_attempts=2)
+    held = accrue(restored, 10, provider(given))
+    fresh = accrue(account(), 10, provider(given))
     assert ledger.spend(held).estimated == ledger.spend(fresh).estimated
 
 
-def test_requests_without_usage_and_without_any_to_compare_are_unknown() -> None:
-    held = accrue(account(), 10, provider(reading(10, requests=5, with_usage=0)))
+def test_attempts_without_a_bound_and_without_any_to_compare_are_unknown() -> None:
+    held = accrue(
+        account(), 10, provider(reading(10, requests=5, with_usage=0, estimated_attempts=5, unbounded_attempts=1))
+    )
     assert ledger.spend(held).unknown == ("provider",)
 
 

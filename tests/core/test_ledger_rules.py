@@ -17,8 +17,8 @@ def account(**fields):
     return Account(START, START + timedelta(days=1), START, **fields)
 
 
-def reading(until, *, requests=10.0, usage=10.0, tokens=(1e6, 0.0, 1e6)):
-    return CounterReading(requests, usage, *tokens, START, START + timedelta(seconds=until))
+def reading(until, *, requests=10.0, usage=10.0, tokens=(1e6, 0.0, 1e6), **estimated):
+    return CounterReading(requests, usage, *tokens, START, START + timedelta(seconds=until), **estimated)
 
 
 def after(seconds):
@@ -62,8 +62,9 @@ def test_tokens_are_charged_once_and_cached_ones_at_their_price():
     assert ledger.spend(held).counted == Decimal("0.6") * 3 + Decimal("0.4") * Decimal("0.3") + Decimal("1.5")
 
 
-def test_requests_without_usage_are_estimated_above_the_mean():
-    use = Use("x", external=True, token_prices=PRICES, reading=reading(60, requests=12.0, usage=10.0))
+def test_attempts_that_nothing_bounds_are_estimated_above_the_mean():
+    given = reading(60, requests=12.0, usage=10.0, estimated_attempts=2.0, unbounded_attempts=2.0)
+    use = Use("x", external=True, token_prices=PRICES, reading=given)
     held = ledger.accrue(account(), [use], after(60), max_gap_seconds=90)
     assert ledger.spend(held).counted == 18
     assert ledger.spend(held).estimated == 2 * 2 * Decimal("1.8")

@@ -128,3 +128,17 @@ def test_reading_the_same_samples_again_counts_nothing(values):
     _, cursor = read([series(*samples)], cursor, instances(0, samples[-1][0]))
     readings, _ = read([series(*samples)], cursor, instances(0, samples[-1][0]))
     assert readings[TIER].output_tokens == 0.0
+
+
+def test_every_quantity_arrives_under_its_name_and_adds_up():
+    before = [series((10.0, 5.0), quantity=name, identity=name) for name in usage.QUANTITIES]
+    _, cursor = read(before, usage.Cursor(), instances(0, 10))
+    after = [
+        series((10.0, 5.0), (15.0, 6.0 + number), quantity=name, identity=name)
+        for number, name in enumerate(usage.QUANTITIES)
+    ]
+    readings, _ = read(after, cursor, instances(0, 15))
+    twice = usage.add(readings[TIER], readings[TIER])
+    for number, name in enumerate(usage.QUANTITIES):
+        assert getattr(readings[TIER], name) == 1 + number
+        assert getattr(twice, name) == 2 + 2 * number

@@ -25,6 +25,7 @@ TEXTS = (
 )
 TEMPLATE = 60  # tokens that the upstreams' chat template adds, and 4 for each message
 PICTURE = 1105
+LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
 def words(text):
@@ -101,7 +102,7 @@ class Metered:
             if fate == "reset":
                 request.transport.abort()
             else:
-                await asyncio.sleep(8)
+                await asyncio.sleep(30)
             return web.Response(status=500)
         try:
             return await (answer.stream() if asked.get("stream") else answer.whole())
@@ -276,6 +277,17 @@ class _Answer:
         return f"data: {json.dumps({'choices': [], 'usage': self.usage})}\n\n".encode()
 
 
+async def counted(lab):
+    """(quantity, reason) by (namespace, policy, class, tier, consumer)."""
+    found = defaultdict(lambda: defaultdict(int))
+    for series, value in (await lab.metrics()).items():
+        name, labels = series.split("{", 1)
+        of = dict(LABEL.findall(labels))
+        who = tuple(of.get(f"tierwise_{key}") for key in ("namespace", "policy", "class", "tier", "consumer"))
+        found[who][name.removeprefix("envoy_tierwise_"), of.get("reason", "")] += int(value)
+    return found
+
+
 # What happens to a request: fates at its first and second tier, who ends it, and how often.
 STORIES = {
     "answered": ("ok", None, 40),
@@ -287,7 +299,7 @@ STORIES = {
     "after an error": ("500", "ok", 6),
     "after a limit": ("429", "ok", 3),
     "after a reset": ("reset", "ok", 4),
-    "after a time-out": ("slow", "ok", 2),
+    "after a time-out": ("slow", "ok", 1),
     "doubted": ("low", "ok", 6),
     "doubted twice": ("low", "low last", 3),
     "error, then left": ("500", "leave", 2),
@@ -309,6 +321,7 @@ class Request:
     namespace: str
     policy: str
     kind: str
+    consumer: str
     story: str
     path: str
     body: dict
@@ -322,14 +335,14 @@ class Request:
         return "image_url" in json.dumps(self.body.get("messages", ""))
 
 
-def make(number, dice, namespaces, policies):
+def make(number, dice, namespaces, policies, consumers):
     """A request by chance."""
     story = dice.choices(list(STORIES), [weight for *_, weight in STORIES.values()])[0]
     first, second, _ = STORIES[story]
     path = dice.choice(ENDPOINTS)
     if first in ("leave", "break") or second == "leave":
         path = dice.choice([each for each in ENDPOINTS if "embeddings" not in each])
-    namespace, policy = dice.choice(namespaces), dice.choice(policies)
+    namespace, policy, consumer = dice.choice(namespaces), dice.choice(policies), dice.choice(consumers)
     told = {"id": f"r{number}", "fates": {f"{namespace}/compact": first, f"{namespace}/large": second}}
     text = "".join(dice.choice(TEXTS) for _ in range(dice.choice([1, 3, 10, 60])))
     body = {"user": json.dumps(told)}
@@ -357,16 +370,16 @@ def make(number, dice, namespaces, policies):
             body |= dice.choice(options)
     kind = "patient" if story == "after a time-out" else dice.choice(["plain", "other"])
     items = list(body.items())
-    dice.shuffle(items)  # `model` stands anywhere
-    body = dict([("model", f"{namespace}/{policy}"), *items] if dice.random() < 0.5 else [*items, ("model", policy)])
-    body["model"] = f"{namespace}/{policy}"
-    return Request(f"r{number}", namespace, policy, kind, story, path, body)
+    dice.shuffle(items)
+    items.insert(dice.randrange(len(items) + 1), ("model", f"{namespace}/{policy}"))
+    body = dict(items)
+    return Request(f"r{number}", namespace, policy, kind, consumer, story, path, body)
 
 
-async def send(http, port, request, dice):
+async def send(http, port, request, key, dice):
     """Send it, and leave when its story says so. Returns the status (0: left before there was one)."""
     raw = json.dumps(request.body, ensure_ascii=dice.random() < 0.5).encode()
-    headers = {"content-type": "application/json", "x-class": request.kind}
+    headers = {"content-type": "application/json", "x-class": request.kind, "authorization": f"Bearer {key}"}
     url = f"http://127.0.0.1:{port}{request.path}"
     leaves = "leave" in STORIES[request.story][:2]
     asked = request.body.get("stream_options", {}).get("include_usage")
@@ -392,7 +405,7 @@ async def send(http, port, request, dice):
 
 @dataclass
 class Truth:
-    """What one (namespace, policy, class, tier, reason) really cost; the reason is empty where usage was reported."""
+    """What one (namespace, policy, class, tier, consumer, reason) really cost; no reason where usage was reported."""
 
     attempts: int = 0
     prompt: int = 0
@@ -413,7 +426,7 @@ def truth(requests, log):
             continue
         request = requests[attempt.request]
         tier = attempt.tier.split("/")[1]
-        sums = found[request.namespace, request.policy, request.kind, tier, REASONS[attempt.fate]]
+        sums = found[request.namespace, request.policy, request.kind, tier, request.consumer, REASONS[attempt.fate]]
         sums.attempts += 1
         sums.cached += 0 if "embeddings" in request.path else attempt.cached
         streamed = attempt.fate in ("silent", "leave") or (attempt.fate == "break" and "stream" in request.body)

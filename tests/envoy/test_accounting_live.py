@@ -1,17 +1,16 @@
 """What the gateway counts, and what upstreams say themselves: exact where they report usage, never low otherwise."""
 
 import asyncio
-import json
 import os
 import random
-import re
 import time
-from collections import defaultdict
 
 import pytest
 import pytest_asyncio
-from accounting_lab import STORIES, Metered, Scripted, Truth, make, octets, send, truth, words
-from envoy_lab import external, in_cluster, policy, world
+from accounting_lab import STORIES, Metered, Truth, counted, make, octets, send, truth, words
+from envoy_lab import Lab, consumer, external, in_cluster, policy, world
+
+from tierwise.render.envoy.options import Authentication
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -19,25 +18,44 @@ REQUESTS = int(os.environ.get("TIERWISE_ACCOUNTING_REQUESTS", "600"))
 AT_ONCE = 40
 WHEN = ["ConnectFailure", "ServerError", "RateLimited", "LowConfidence"]
 POLICIES = ("assistant", "batch")
-LABEL = re.compile(r'(\w+)="([^"]*)"')
+CONSUMERS = ("app", "tool")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def lab(tmp_path_factory):
+    started = Lab(tmp_path_factory.mktemp("accounting"), authentication=Authentication())
+    try:
+        yield await started.start()
+    finally:
+        await started.stop()
+
+
+def key(namespace, name):
+    return f"tw-{namespace}-{name}-" + 3 * "0123456789"
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def metered(lab):
-    """Two namespaces with two tiers each; one's upstreams count words, the other's bytes."""
+    """Two namespaces with two tiers each.
+
+    In `legal` the second is a provider's, and upstreams count words; in `sales` both are, and every byte is a token.
+    """
     log: list = []
     upstreams = {}
     for namespace, tokenize in (("legal", words), ("sales", octets)):
         for tier in ("compact", "large"):
             upstreams[f"{namespace}/{tier}"] = await Metered(f"{namespace}/{tier}", tokenize, log).start()
-    tiers, policies = [], []
+    tiers, policies, people, secrets = [], [], [], {}
     for namespace in ("legal", "sales"):
-        url = f"http://127.0.0.1:{upstreams[f'{namespace}/large'].port}/v1"
-        provider = external(url, name="large", namespace=namespace, allowPlaintext=True)
-        tiers += [in_cluster(namespace=namespace), provider]
+        for name in ("compact", "large"):
+            url = f"http://127.0.0.1:{upstreams[f'{namespace}/{name}'].port}/v1"
+            provider = external(url, name=name, namespace=namespace, allowPlaintext=True)
+            tiers.append(in_cluster() if (namespace, name) == ("legal", "compact") else provider)
         policies += [policy(name, namespace, models=[name], classes=classes()) for name in POLICIES]
-    ports = {key: [each.port] for key, each in upstreams.items() if key.endswith("compact")}
-    await lab.settle(world(tiers, policies, ports))
+        for name in CONSUMERS:
+            people.append(consumer(name, namespace))
+            secrets[f"{namespace}/{name}-key"] = {"token": key(namespace, name)}
+    await lab.settle(world(tiers, policies, {"legal/compact": [upstreams["legal/compact"].port]}, secrets, people))
     yield log
     for each in upstreams.values():
         await each.stop()
@@ -49,21 +67,10 @@ def classes():
             "name": name,
             "match": {"headers": [{"name": "x-class", "value": name}]},
             "tiers": [{"name": "compact", "weight": 100}, {"name": "large", "weight": 0}],
-            "fallback": {"when": WHEN + more, "attempts": 2, "timeout": "2s"},
+            "fallback": {"when": WHEN + more, "attempts": 2, "timeout": "5s"},
         }
         for name, more in (("patient", ["Timeout"]), ("plain", []), ("other", []))
     ]
-
-
-async def counted(lab):
-    """(quantity, reason) by (namespace, policy, class, tier)."""
-    found = defaultdict(lambda: defaultdict(int))
-    for series, value in (await lab.metrics()).items():
-        name, labels = series.split("{", 1)
-        of = dict(LABEL.findall(labels))
-        who = tuple(of.get(f"tierwise_{key}") for key in ("namespace", "policy", "class", "tier"))
-        found[who][name.removeprefix("envoy_tierwise_"), of.get("reason", "")] += int(value)
-    return found
 
 
 async def play(lab, requests, dice):
@@ -73,7 +80,8 @@ async def play(lab, requests, dice):
 
     async def worker(own):
         for request in todo:
-            statuses[request.id] = await send(lab.http, lab.options.port, request, own)
+            secret = key(request.namespace, request.consumer)
+            statuses[request.id] = await send(lab.http, lab.options.port, request, secret, own)
 
     await asyncio.gather(*(worker(random.Random(dice.random())) for _ in range(AT_ONCE)))
     return statuses
@@ -81,7 +89,7 @@ async def play(lab, requests, dice):
 
 async def test_an_independent_count_agrees(lab, metered):
     dice = random.Random(20261126)
-    requests = {r.id: r for r in (make(n, dice, ["legal", "sales"], POLICIES) for n in range(REQUESTS))}
+    requests = {r.id: r for r in (make(n, dice, ["legal", "sales"], POLICIES, CONSUMERS) for n in range(REQUESTS))}
     assert {r.story for r in requests.values()} == set(STORIES)
     began = time.monotonic()
     statuses = await play(lab, requests.values(), dice)
@@ -89,7 +97,7 @@ async def test_an_independent_count_agrees(lab, metered):
 
     async def all_ended():
         series = await counted(lab)
-        return sum(n for of in series.values() for key, n in of.items() if key[0] == "requests") == len(requests)
+        return sum(n for of in series.values() for (name, _), n in of.items() if name == "requests") == len(requests)
 
     await lab.eventually(all_ended, seconds=10)
     await asyncio.sleep(0.5)  # upstreams notice that clients have gone
@@ -101,9 +109,9 @@ async def test_an_independent_count_agrees(lab, metered):
     true, seen = truth(requests, metered), await counted(lab)
     print(report(true, seen, len(requests), len(metered), seconds))
     wrong = []
-    for key in {*true, *((*who, reason) for who, of in seen.items() for _, reason in of)}:
-        *who, reason = key
-        of, real = seen[tuple(who)], true.get(key, Truth())
+    for each in {*true, *((*who, reason) for who, of in seen.items() for _, reason in of)}:
+        *who, reason = each
+        of, real = seen[tuple(who)], true.get(each, Truth())
         if not reason:
             exact = {
                 "usage_requests": real.attempts,
@@ -115,8 +123,8 @@ async def test_an_independent_count_agrees(lab, metered):
             exact = {"estimated_attempts": real.attempts, "unbounded_attempts": real.unbounded}
             for name, tokens in (("prompt", real.prompt), ("completion", real.completion)):
                 if of[f"estimated_{name}_tokens", reason] < tokens:
-                    wrong.append((key, f"{name}: at most {of[f'estimated_{name}_tokens', reason]}, really {tokens}"))
-        wrong += [(key, name, of[name, reason], n) for name, n in exact.items() if of[name, reason] != n]
+                    wrong.append((each, f"{name}: at most {of[f'estimated_{name}_tokens', reason]}, really {tokens}"))
+        wrong += [(each, name, of[name, reason], n) for name, n in exact.items() if of[name, reason] != n]
     assert not wrong
     assert "non-number" not in lab.log()
     assert "script log" not in lab.log()
@@ -130,7 +138,7 @@ def report(true, seen, requests, attempts, seconds):
         f"{'':12}{'attempts':>10}{'unbounded':>10}{'prompt':>12}{columns}{'completion':>12}{columns}",
     ]
     for reason in ("", "unreported", "aborted", "discarded"):
-        real = [sums for key, sums in true.items() if key[-1] == reason]
+        real = [sums for (*_, why), sums in true.items() if why == reason]
         row = [sum(each.attempts for each in real), sum(each.unbounded for each in real)]
         text = f"{reason or 'reported':12}{row[0]:>10}{row[1]:>10}"
         for name in ("prompt", "completion"):
@@ -140,173 +148,3 @@ def report(true, seen, requests, attempts, seconds):
             text += f"{tokens:>12}{got:>12}{got / max(tokens, 1):>7.2f}"
         lines.append(text)
     return "\n".join(lines)
-
-
-def events(*texts, key="content"):
-    """A stream of chat events as raw JSON texts, the quotes not included."""
-    frame = '{"id":"chatcmpl-1","object":"chunk","choices":[{"index":0,"delta":{"%s":"%s"},"finish_reason":null}]}'
-    return "".join(f"data: {frame % (key, text)}\n\n" for text in texts)
-
-
-# What stands in the stream, and the most tokens that it can be: bytes of text, and events that have none.
-STREAMS = {
-    "events without text": (events("a", "", "", "bc"), 5),
-    "reasoning": (events("abcdef", key="reasoning_content"), 6),
-    "a key that nobody knows": (events("abcdef", "xy", key="thinking"), 8),
-    "UTF-8": (events("ü", "中", "🚀"), 9),
-    "escapes": (events(r"\n", r"\"\"", r"\u00fc", r"\ud83d\ude80"), 1 + 2 + 3 + 6),
-    "escaped backslashes": (events(r"\\u0041\\u0041", r"\\\\", r"\\\u0041"), 12 + 2 + 4),
-    "a new frame": (events("abc") + events("defg", key="refusal") + events("hi"), 9),
-    "two choices in an event": ('data: {"choices":[{"delta":{"content":"abc"}},{"delta":{"content":"de"}}]}\n\n', 5),
-    "spaces, CRLF, comments": (': ping\r\n\r\nevent: x\r\ndata: {"delta" : { "content" : "abc" } }\r\n\r\n', 3),
-    "a tool's arguments": (
-        r'data: {"choices":[{"delta":{"tool_calls":[{"id":"call_1","type":"function","function":'
-        r'{"name":"find","arguments":"{\"a\":1}"}}]}}]}' + "\n\n",
-        4 + 7,
-    ),
-    "no end of the line": ('data: {"delta":"abcd"}', 4),
-    "no end of the text": ('data: {"delta":"abcd', 4),
-}
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def scripted(lab):
-    upstream = await Scripted().start()
-    rule = policy("scripted", models=["scripted"], classes=[{"name": "all", "tiers": [{"name": "compact"}]}])
-    await lab.settle(world([in_cluster()], [rule], {"legal/compact": [upstream.port]}))
-    yield upstream
-    await upstream.stop()
-
-
-async def added(lab, name, reason, ask):
-    """By how much one request raises a counter."""
-
-    async def now(name, reason=""):
-        series = await counted(lab)
-        return sum(
-            n for who, of in series.items() for key, n in of.items() if who[1] == "scripted" and key == (name, reason)
-        )
-
-    before, ended = await now(name, reason), await now("requests")
-    await ask()
-
-    async def over():
-        return await now("requests") == ended + 1
-
-    await lab.eventually(over)
-    return await now(name, reason) - before
-
-
-@pytest.mark.parametrize("size", [1_000_000, 40, 7])
-@pytest.mark.parametrize("name", STREAMS)
-async def test_a_stream_is_bounded_by_its_text_however_it_is_cut(lab, scripted, name, size):
-    text, tokens = STREAMS[name]
-    raw = text.encode()
-    scripted.pieces = [raw[at : at + size] for at in range(0, len(raw), size)]
-
-    async def ask():
-        assert (await lab.ask("legal/scripted", stream=True)).body == raw
-
-    assert await added(lab, "estimated_completion_tokens", "unreported", ask) == tokens
-
-
-@pytest.mark.parametrize("size", [1 << 20, 16_384])
-async def test_an_event_that_is_too_long_to_keep_counts_by_its_bytes(lab, scripted, size):
-    raw = events("x" * 300_000, "y").encode()
-    scripted.pieces = [raw[at : at + size] for at in range(0, len(raw), size)]
-    bound = await added(
-        lab, "estimated_completion_tokens", "unreported", lambda: lab.ask("legal/scripted", stream=True)
-    )
-    assert 300_001 <= bound <= len(raw)
-
-
-async def test_usage_is_found_in_a_long_last_event(lab, scripted):
-    response = {"output": ["x" * 500_000], "usage": {"input_tokens": 1, "output_tokens": 4321}}
-    raw = f"data: {json.dumps({'type': 'response.completed', 'response': response})}\n\n".encode()
-    scripted.pieces = [raw[at : at + 16_384] for at in range(0, len(raw), 16_384)]
-
-    async def ask():
-        await lab.ask("legal/scripted", path="/v1/responses", stream=True)
-
-    assert await added(lab, "completion_tokens", "", ask) == 4321
-
-
-@pytest.mark.parametrize(("events_seen", "choices", "limit"), [(0, 1, None), (10, 1, None), (40, 3, None), (40, 3, 20)])
-async def test_a_stream_that_is_left_allows_for_tokens_in_flight(lab, scripted, events_seen, choices, limit):
-    scripted.pieces, scripted.hold = [events("x").encode()] * events_seen, True
-    asked = {"stream": True, "n": choices} | ({"max_tokens": limit} if limit else {})
-
-    async def ask():
-        url = f"http://127.0.0.1:{lab.options.port}/v1/chat/completions"
-        async with lab.http.post(url, json={"model": "legal/scripted", "messages": [], **asked}) as response:
-            seen = 0
-            while seen < events_seen:
-                seen += (await response.content.readany()).count(b"data: ")
-            response.close()
-
-    bound = await added(lab, "estimated_completion_tokens", "aborted", ask)
-    if limit:
-        assert bound == limit * choices
-    else:
-        most = events_seen + 64 * choices
-        assert most <= bound <= most * 1.125 + 1
-
-
-async def test_running_usage_of_a_stream_that_is_left_is_not_the_whole(lab, scripted):
-    """Some upstreams report in every event what came so far."""
-    event = {"choices": [{"delta": {"content": "x"}}], "usage": {"prompt_tokens": 5, "completion_tokens": 1}}
-    scripted.pieces, scripted.hold = [f"data: {json.dumps(event)}\n\n".encode()], True
-
-    async def leave():
-        url = f"http://127.0.0.1:{lab.options.port}/v1/chat/completions"
-        async with lab.http.post(url, json={"model": "legal/scripted", "messages": [], "stream": True}) as response:
-            await response.content.readany()
-            response.close()
-
-    assert await added(lab, "estimated_completion_tokens", "aborted", leave) >= 64
-    assert await added(lab, "estimated_prompt_tokens", "aborted", leave) == 0
-    scripted.hold = False
-
-    async def stay():
-        await lab.ask("legal/scripted", stream=True)
-
-    for reason in ("aborted", "unreported"):
-        assert await added(lab, "estimated_completion_tokens", reason, stay) == 0
-
-
-async def test_the_bounds_travel_with_the_request_and_reach_no_tier(lab):
-    """Envoy's log of an attempt sees the request's headers only: theirs have names that HTTP/1.1 does not send."""
-    heads = []
-
-    async def answer(reader, writer):
-        heads.append(await reader.readuntil(b"\r\n\r\n"))
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
-        await writer.drain()
-        writer.close()
-
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    rule = policy("scripted", models=["scripted"], classes=[{"name": "all", "tiers": [{"name": "compact"}]}])
-    await lab.settle(world([in_cluster()], [rule], {"legal/compact": [port]}))
-
-    async def ask():
-        assert (await lab.ask("legal/scripted", max_tokens=1)).status == 200
-
-    assert await added(lab, "estimated_completion_tokens", "unreported", ask) == 1
-    names = [line.split(b":")[0].lower() for line in heads[0].split(b"\r\n")[1:] if line]
-    assert b"" not in names
-    assert not [name for name in names if b"tierwise" in name], names
-    server.close()
-
-
-async def test_a_limit_that_nothing_can_generate_is_no_bound(lab, scripted):
-    """One request with a made-up number must not empty a budget."""
-    scripted.pieces, scripted.hold = [], True
-
-    async def leave():
-        url = f"http://127.0.0.1:{lab.options.port}/v1/chat/completions"
-        body = {"model": "legal/scripted", "messages": [], "n": 1_000_000, "max_tokens": 10**15, "stream": True}
-        async with lab.http.post(url, json=body) as response:
-            response.close()
-
-    assert 0 < await added(lab, "estimated_completion_tokens", "aborted", leave) < 20_000

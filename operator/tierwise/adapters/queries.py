@@ -19,6 +19,10 @@ USAGE_COUNTERS: dict[str, str] = {
     "prompt_tokens": "input_tokens",
     "cached_prompt_tokens": "cached_input_tokens",
     "completion_tokens": "output_tokens",
+    "estimated_attempts": "estimated_attempts",
+    "estimated_prompt_tokens": "estimated_input_tokens",
+    "estimated_completion_tokens": "estimated_output_tokens",
+    "unbounded_attempts": "unbounded_attempts",
 }
 # Copies of requests are no demand, and no part of what a policy's answers cost, but the shadow tier has to be paid.
 USAGE_COUNTERS |= {f"shadow_{name}": quantity for name, quantity in USAGE_COUNTERS.items()}

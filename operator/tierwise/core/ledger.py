@@ -1,8 +1,8 @@
 """What each namespace has spent: replica-seconds and tokens, each with how it is known.
 
 Money is added as it is spent, at the price of that moment: a price that changes later rewrites no history. What nobody
-observed is bounded from above and kept apart as an estimate; what has no price, or requests whose usage is unknown,
-are counted as such and never as free.
+observed is bounded from above and kept apart as an estimate: gaps, and what gateways say that attempts whose usage no
+upstream reported can have cost at most. What has no price or no bound is counted as such and never as free.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,8 +16,8 @@ MILLION = Decimal(1_000_000)
 HOUR = Decimal(3600)
 
 USAGE_BOUND = Decimal(2)
-"""A request whose usage is unknown (a stream without usage, a client that left) is estimated at this many times the
-mean of those with usage."""
+"""An attempt that may be billed and that nothing bounds (no usage, no limit in its request) is estimated at this many
+times the mean of requests with usage: no bound, but more than most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,8 @@ class Entry:
         replica_seconds: measured seconds of existing Pods (starting and idle ones included).
         estimated_replica_seconds: seconds in gaps nobody observed, bounded from above.
         input_tokens, cached_input_tokens, output_tokens: tokens that upstreams reported.
-        requests, requests_without_usage: those whose usage is unknown a budget shows as estimated, never as free.
+        requests: that may be billed, by their last attempt.
+        estimated_attempts: attempts without usage that may be billed; their cost is part of the estimate.
         cost, estimated_cost: in the budget's currency; None where a price is unknown.
         unpriced_replica_seconds, unpriced_requests: what was used while no price was known.
         counted_until: until when tokens are counted, aware; None before the first reading.
@@ -41,7 +42,7 @@ class Entry:
     input_tokens: Decimal = Decimal(0)
     cached_input_tokens: Decimal = Decimal(0)
     output_tokens: Decimal = Decimal(0)
-    requests_without_usage: Decimal = Decimal(0)
+    estimated_attempts: Decimal = Decimal(0)
     cost: Decimal | None = None
     estimated_cost: Decimal | None = None
     requests: Decimal = Decimal(0)
@@ -194,33 +195,38 @@ def _tokens(entry: Entry, use: Use, reading: CounterReading, account: Account) -
     read = [Decimal(str(value)) for value in (reading.input_tokens, reading.cached_input_tokens, reading.output_tokens)]
     requests = Decimal(str(reading.requests))
     with_usage = Decimal(str(reading.requests_with_usage))
-    without = max(Decimal(0), requests - with_usage)
+    attempts = Decimal(str(reading.estimated_attempts))
+    # Requests that no counter explains (an older gateway's) have no bound either.
+    unexplained = max(Decimal(0), requests - with_usage - attempts)
+    unbounded = Decimal(str(reading.unbounded_attempts)) + unexplained
     entry = replace(
         entry,
         input_tokens=entry.input_tokens + read[0],
         cached_input_tokens=entry.cached_input_tokens + read[1],
         output_tokens=entry.output_tokens + read[2],
         requests=entry.requests + requests,
-        requests_without_usage=entry.requests_without_usage + without,
+        estimated_attempts=entry.estimated_attempts + attempts,
         counted_until=reading.until,
     )
-    if not use.external or not requests:
+    if not use.external or not (requests or attempts):
         return entry
     prices = use.token_prices
     if prices is None:
-        return replace(entry, unpriced_requests=entry.unpriced_requests + requests)
+        return replace(entry, unpriced_requests=entry.unpriced_requests + max(requests, attempts))
     fresh = max(Decimal(0), read[0] - read[1])
     cost = (fresh * prices.input + read[1] * prices.cached_input + read[2] * prices.output) / MILLION
+    most = Decimal(str(reading.estimated_input_tokens)) * max(prices.input, prices.cached_input)
+    most += Decimal(str(reading.estimated_output_tokens)) * prices.output
     entry = replace(
-        _charge(entry, cost, Decimal(0)),
+        _charge(entry, cost, most / MILLION),
         sampled_requests=entry.sampled_requests + min(with_usage, requests),
         sampled_cost=entry.sampled_cost + cost,
     )
-    if not without:
+    if not unbounded:
         return entry
     if entry.sampled_requests <= 0:
-        return replace(entry, unpriced_requests=entry.unpriced_requests + without)
-    return _charge(entry, Decimal(0), USAGE_BOUND * without * entry.sampled_cost / entry.sampled_requests)
+        return replace(entry, unpriced_requests=entry.unpriced_requests + unbounded)
+    return _charge(entry, Decimal(0), USAGE_BOUND * unbounded * entry.sampled_cost / entry.sampled_requests)
 
 
 def _charge(entry: Entry, cost: Decimal, estimated: Decimal) -> Entry:

@@ -90,9 +90,13 @@ class CounterReading:
     """Cumulative token counts of one series set since the ledger's last read, reset-aware sums of raw samples.
 
     Attributes:
-        requests, requests_with_usage: count; the difference is requests whose usage is unknown.
-        input_tokens, cached_input_tokens, output_tokens: tokens.
+        requests, requests_with_usage: count; the others are among the estimated attempts.
+        input_tokens, cached_input_tokens, output_tokens: tokens that upstreams reported.
         since, until: the time span that the raw samples cover, aware UTC.
+        estimated_attempts: attempts at this tier that may be billed and reported no usage: whole answers without it,
+            streams that broke off, attempts that a retry replaced.
+        estimated_input_tokens, estimated_output_tokens: what these can have cost at most, tokens.
+        unbounded_attempts: those among them that nothing bounds; the sums leave out what is unknown of them.
     """
 
     requests: float
@@ -102,6 +106,10 @@ class CounterReading:
     output_tokens: float
     since: datetime
     until: datetime
+    estimated_attempts: float = 0.0
+    estimated_input_tokens: float = 0.0
+    estimated_output_tokens: float = 0.0
+    unbounded_attempts: float = 0.0
 
 
 ClassKey: TypeAlias = tuple[str, str, str]  # namespace, policy, class

@@ -1,4 +1,4 @@
-"""Token counts for the ledger, exact: sums of counter increments over raw samples, aware of resets and of new series.
+"""Counts for the ledger, as gateways hold them: sums of increments over raw samples, aware of resets and new series.
 
 PromQL's `increase()` extrapolates to the edges of its window and misses what a series brought with it when it was born;
 money must do neither. So the samples themselves are read and summed here.
@@ -18,7 +18,22 @@ REQUESTS_WITH_USAGE = "requests_with_usage"
 INPUT_TOKENS = "input_tokens"
 CACHED_INPUT_TOKENS = "cached_input_tokens"
 OUTPUT_TOKENS = "output_tokens"
-QUANTITIES = (REQUESTS, REQUESTS_WITH_USAGE, INPUT_TOKENS, CACHED_INPUT_TOKENS, OUTPUT_TOKENS)
+ESTIMATED_ATTEMPTS = "estimated_attempts"
+ESTIMATED_INPUT_TOKENS = "estimated_input_tokens"
+ESTIMATED_OUTPUT_TOKENS = "estimated_output_tokens"
+UNBOUNDED_ATTEMPTS = "unbounded_attempts"
+QUANTITIES = (
+    REQUESTS,
+    REQUESTS_WITH_USAGE,
+    INPUT_TOKENS,
+    CACHED_INPUT_TOKENS,
+    OUTPUT_TOKENS,
+    ESTIMATED_ATTEMPTS,
+    ESTIMATED_INPUT_TOKENS,
+    ESTIMATED_OUTPUT_TOKENS,
+    UNBOUNDED_ATTEMPTS,
+)
+"""Also the names of `CounterReading`'s fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +160,7 @@ def read(
             continue
         sums = totals.get(key, {})
         readings[key] = CounterReading(
-            requests=sums.get(REQUESTS, 0.0),
-            requests_with_usage=sums.get(REQUESTS_WITH_USAGE, 0.0),
-            input_tokens=sums.get(INPUT_TOKENS, 0.0),
-            cached_input_tokens=sums.get(CACHED_INPUT_TOKENS, 0.0),
-            output_tokens=sums.get(OUTPUT_TOKENS, 0.0),
+            **{quantity: sums.get(quantity, 0.0) for quantity in QUANTITIES},
             since=datetime.fromtimestamp(start, UTC),
             until=datetime.fromtimestamp(until, UTC),
         )
@@ -165,11 +176,7 @@ def read(
 def add(first: CounterReading, second: CounterReading) -> CounterReading:
     """Two consecutive readings of one tier as one."""
     return CounterReading(
-        requests=first.requests + second.requests,
-        requests_with_usage=first.requests_with_usage + second.requests_with_usage,
-        input_tokens=first.input_tokens + second.input_tokens,
-        cached_input_tokens=first.cached_input_tokens + second.cached_input_tokens,
-        output_tokens=first.output_tokens + second.output_tokens,
+        **{quantity: getattr(first, quantity) + getattr(second, quantity) for quantity in QUANTITIES},
         since=min(first.since, second.since),
         until=max(first.until, second.until),
     )

@@ -21,11 +21,12 @@ from typing import Any
 from tierwise.render.envoy.fields import (
     BOUND_METADATA,
     COMPLETION_BOUND,
+    CONSUMER_COPY,
     CONSUMER_STATE,
     METADATA,
     NO_BOUND,
-    PAYER,
     PROMPT_BOUND,
+    UNREACHED_HEADER,
     USAGE_METADATA,
     extension,
     typed,
@@ -40,8 +41,9 @@ _LABELS = {
     "tier": f"%METADATA(CLUSTER:{METADATA}:tier)%",
 }
 # Bounded: requests of callers that no Consumer stands for reach no route. "-" where nobody is asked who calls. On what
-# is paid for only, not on histograms with their forty series each.
+# is paid for only, not on histograms with their forty series each. The router's own log knows no filter state.
 _CONSUMER = {"consumer": f"%FILTER_STATE({CONSUMER_STATE}:PLAIN)%"}
+_CONSUMER_OF_ATTEMPT = {"consumer": f"%REQ({CONSUMER_COPY})%"}
 # Only requests that reached a policy: others would be labelled by whatever clients invent.
 _ROUTED = f"xds.route_metadata.filter_metadata['{METADATA}']['policy'] != ''"
 _ANSWERED = f"{_ROUTED} && response.code < 300"
@@ -72,8 +74,8 @@ _MAY_HAVE_COST = (
 _LOST_FLAGS = ("UT", "UR", "UC", "UPE", "LR")
 
 
-def _tags(*, paid: bool = False, **more: str) -> list[dict[str, str]]:
-    labels = _LABELS | (_CONSUMER if paid else {})
+def _tags(consumer: dict[str, str] | None = None, **more: str) -> list[dict[str, str]]:
+    labels = _LABELS | (consumer or {})
     tags = [{"name": f"tierwise_{name}", "value_format": value} for name, value in labels.items()]
     return tags + [{"name": name, "value_format": value} for name, value in more.items()]
 
@@ -88,7 +90,7 @@ def _one(name: str, tags: list[dict[str, str]]) -> dict[str, Any]:
 
 def _tokens(name: str, key: str) -> dict[str, Any]:
     return {
-        "stat": {"name": name, "tags": _tags(paid=True)},
+        "stat": {"name": name, "tags": _tags(_CONSUMER)},
         "value_format": f"%DYNAMIC_METADATA({USAGE_METADATA}:{key})%",
     }
 
@@ -114,7 +116,7 @@ def statistics() -> list[dict[str, Any]]:
         {
             "name": "requests",
             "filter": _when(_ROUTED),
-            "typed_config": _stats(counters=[_one("requests", _tags(paid=True, code="%RESPONSE_CODE%"))]),
+            "typed_config": _stats(counters=[_one("requests", _tags(_CONSUMER, code="%RESPONSE_CODE%"))]),
         },
         {
             "name": "unsent",
@@ -132,7 +134,7 @@ def statistics() -> list[dict[str, Any]]:
             "name": "usage",
             "filter": _reported("prompt"),
             "typed_config": _stats(
-                counters=[_one("usage_requests", _tags(paid=True)), _tokens("prompt_tokens", "prompt")]
+                counters=[_one("usage_requests", _tags(_CONSUMER)), _tokens("prompt_tokens", "prompt")]
             ),
         },
         {
@@ -167,13 +169,15 @@ def arrivals() -> list[dict[str, Any]]:
     ]
 
 
+def _status(code: int) -> dict[str, Any]:
+    """0: there was none."""
+    value = {"default_value": code, "runtime_key": f"tierwise.status_{code}"}
+    return {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}}
+
+
 def refusals() -> list[dict[str, Any]]:
     """The router's own logger: counts attempts that a tier refused with 429, or that the gateway held back for it."""
-    value = {"default_value": 429, "runtime_key": "tierwise.refused_status"}
-    conditions: list[dict[str, Any]] = [
-        {"log_type_filter": {"types": ["UpstreamEnd"]}},
-        {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}},
-    ]
+    conditions: list[dict[str, Any]] = [{"log_type_filter": {"types": ["UpstreamEnd"]}}, _status(429)]
     return [
         {
             "name": "refused",
@@ -208,9 +212,7 @@ def _computed(name: str, expression: str, tags: list[dict[str, str]]) -> dict[st
     return {"stat": {"name": name, "tags": tags}, "value_format": f"%CEL({expression})%"}
 
 
-def _bounds(reason: str, *, prompt: str, completion: str, unbounded: str) -> dict[str, Any]:
-    # Of the request's headers: an attempt's log does not know the filter state.
-    tags = _tags(tierwise_consumer=f"%REQ({PAYER})%", reason=reason)
+def _bounds(tags: list[dict[str, str]], *, prompt: str, completion: str, unbounded: str) -> dict[str, Any]:
     return _stats(
         counters=[
             _one("estimated_attempts", tags),
@@ -246,7 +248,7 @@ def estimates() -> dict[str, Any]:
             }
         },
         "typed_config": _bounds(
-            f"%CEL({_WHOLE} ? 'unreported' : 'aborted')%",
+            _tags(_CONSUMER, reason=f"%CEL({_WHOLE} ? 'unreported' : 'aborted')%"),
             prompt=f"{no_prompt} && {_PROMPT} != '{NO_BOUND}' ? int({_PROMPT}) : 0",
             completion=completion,
             unbounded=f"{no_prompt} && {_PROMPT} == '{NO_BOUND}' || {no_completion} && !({limited}) && !{bounded}",
@@ -261,13 +263,13 @@ def lost() -> list[dict[str, Any]]:
         "response.code >= 200 && response.code < 300 && response.headers['x-low-confidence'] == 'true' && "
         f"int(request.headers['x-envoy-attempt-count']) < int({most})"
     )
-    unanswered = [
-        {"response_flag_filter": {"flags": list(_LOST_FLAGS)}},
-        {"status_code_filter": {"comparison": {"op": "EQ", "value": {"default_value": 0, "runtime_key": "tierwise"}}}},
-        _when(f"{_SENT} && response.size > 0"),  # to an upstream, what it was sent
-    ]
+    sent = f"{_SENT} && response.size > 0"  # to an upstream, what it was sent
+    unanswered = [{"response_flag_filter": {"flags": list(_LOST_FLAGS)}}, _status(0), _when(sent)]
+    # Between here and a provider stands the relay, which says in a 503 how an attempt ended.
+    flags = f"response.headers['{UNREACHED_HEADER}'].matches('(^|,)({'|'.join(_LOST_FLAGS)})(,|$)')"
+    relayed = [_status(503), _when(f"{sent} && {flags}")]
     bounds = _bounds(
-        "discarded",
+        _tags(_CONSUMER_OF_ATTEMPT, reason="discarded"),
         prompt=f"{_PROMPT} != '{NO_BOUND}' ? int({_PROMPT}) : 0",
         completion=f"{_COMPLETION} != '{NO_BOUND}' ? int({_COMPLETION}) : 0",
         unbounded=f"{_PROMPT} == '{NO_BOUND}' || {_COMPLETION} == '{NO_BOUND}'",
@@ -275,7 +277,11 @@ def lost() -> list[dict[str, Any]]:
     end = {"log_type_filter": {"types": ["UpstreamEnd"]}}
     return [
         {"name": name, "filter": {"and_filter": {"filters": [end, *condition]}}, "typed_config": bounds}
-        for name, condition in (("replaced", [_when(f"{_SENT} && {replaced}")]), ("unanswered", unanswered))
+        for name, condition in (
+            ("replaced", [_when(f"{_SENT} && {replaced}")]),
+            ("unanswered", unanswered),
+            ("relayed", relayed),
+        )
     ]
 
 

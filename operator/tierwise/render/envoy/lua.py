@@ -25,12 +25,12 @@ from tierwise.render.envoy import error_lua
 from tierwise.render.envoy.fields import (
     BOUND_METADATA,
     COMPLETION_BOUND,
+    CONSUMER_COPY,
     CONSUMER_STATE,
     METADATA,
     NO_BOUND,
     OUTPUT_STATE,
     PATH_STATE,
-    PAYER,
     PROMPT_BOUND,
 )
 from tierwise.render.envoy.request_limits import OUTPUT_KEY
@@ -65,8 +65,8 @@ end
 
 SOURCE = (
     f"local BOUND, NONE = '{BOUND_METADATA}', '{NO_BOUND}'\n"
-    f"local PROMPT, COMPLETION, PAYER = '{PROMPT_BOUND}', '{COMPLETION_BOUND}', '{PAYER}'\n"
-    f"local CONSUMER = '{CONSUMER_STATE}'"
+    f"local PROMPT, COMPLETION = '{PROMPT_BOUND}', '{COMPLETION_BOUND}'\n"
+    f"local CALLER, COPY = '{CONSUMER_STATE}', '{CONSUMER_COPY}'"
     + _STRING_END
     + r"""
 local numbers = {max_tokens = true, max_completion_tokens = true, max_output_tokens = true, n = true, best_of = true}
@@ -268,7 +268,7 @@ function envoy_on_request(handle)
     local prompt, completion, choices = bounds(text, asked, path)
     headers:replace(PROMPT, prompt)
     headers:replace(COMPLETION, completion)
-    headers:replace(PAYER, handle:streamInfo():filterState():get(CONSUMER) or '-')
+    headers:replace(COPY, handle:streamInfo():filterState():get(CALLER) or '-')
     if choices > 1 then handle:streamInfo():dynamicMetadata():set(BOUND, 'choices', choices) end
   end
 end
