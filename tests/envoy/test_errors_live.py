@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 from aiohttp import web
-from envoy_lab import REFUSED_PORT, Seen, Upstream, in_cluster, policy, world
+from envoy_lab import REFUSED_PORT, Seen, Upstream, external, in_cluster, policy, world
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -180,6 +180,31 @@ async def test_nobody_there_resets_and_silence(lab, scripted, stream):
     assert "RoutingPolicy legal/assistant, class all" in error["message"]
     assert (answer.tier, answer.headers["x-tierwise-attempts"]) == ("third", "3")
     assert [len(each.seen) for each in (a, b, c)] == [1, 1, 1]
+
+
+async def test_providers_errors_are_told_as_those_of_tiers_in_the_cluster(lab, scripted):
+    """Their answers, and those that the way to them gives in their place, come through another listener."""
+    a = await scripted("a", status=502, headers={"content-type": "text/html"}, pieces=(PAGE,))
+
+    def providers(*ports):
+        made = [
+            external(f"http://localhost:{port}/v1", name=name, allowPlaintext=True, clearance="Public")
+            for name, port in zip(("first", "second"), ports, strict=True)
+        ]
+        one = {"name": "all", "tiers": [{"name": "first"}, {"name": "second"}], "fallback": EVERYTHING}
+        return world(made, [policy(classes=[one])])
+
+    await lab.settle(providers(a.port, a.port))
+    answer = await lab.ask()
+    shaped(answer, 502, "upstream_error")
+    assert (answer.tier, answer.headers["x-tierwise-attempts"], len(a.seen)) == ("second", "2", 2)
+    await lab.settle(providers(REFUSED_PORT, REFUSED_PORT))
+    answer = await lab.ask()
+    assert "RoutingPolicy legal/assistant, class all" in shaped(answer, 503, "no_tier_available")["message"]
+    assert (answer.tier, answer.headers["x-tierwise-attempts"]) == ("second", "2")
+    assert not [
+        n for n in answer.headers if n.startswith("x-tierwise-") and n not in {"x-tierwise-tier", "x-tierwise-attempts"}
+    ]
 
 
 @pytest.mark.parametrize("stream", [False, True])
