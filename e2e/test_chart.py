@@ -69,12 +69,41 @@ def test_the_api_server_accepts_it_and_pod_security_has_no_objection(
         ("gateway.replica=3", "replica"),
         ("operator.log.level=TRACE", "level"),
         ("operator.namespaces={Not_A_Name}", "namespaces"),
+        ("gateway.tracing.otlpEndpoint=http://collector", "otlpEndpoint"),
+        ("gateway.resources.limits.memory=much", "512Mi"),
         ("metricsRules.extra={no name}", "extra"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(cluster: Cluster, setting: str, says: str) -> None:
     with pytest.raises(DevClusterError, match=says):
         rendered(cluster, "--set", setting)
+
+
+@pytest.mark.parametrize(
+    ("limit", "heap"), [("1Gi", 858993459), ("512Mi", 429496729), ("2G", 1600000000), (None, 858993459)]
+)
+def test_the_heaps_bound_follows_the_memory_limit(cluster: Cluster, limit: str | None, heap: int) -> None:
+    """And with it the Pods: Envoy reads its bootstrap once."""
+    option = f"gateway.resources.limits={json.dumps({'memory': limit} if limit else None)}"
+    objects = rendered(cluster, "--set-json", option)
+    bootstrap = json.loads(of_kind(objects, "ConfigMap")["tierwise-gateway"]["data"]["bootstrap.json"])
+    (monitor,) = (m for m in bootstrap["overload_manager"]["resource_monitors"] if "fixed_heap" in m["name"])
+    assert monitor["typed_config"]["max_heap_size_bytes"] == heap
+    template = of_kind(objects, "Deployment")["tierwise-gateway"]["spec"]["template"]
+    default = of_kind(rendered(cluster), "Deployment")["tierwise-gateway"]["spec"]["template"]
+    same = template["metadata"]["annotations"] == default["metadata"]["annotations"]
+    assert same == (heap == 858993459)
+
+
+def test_a_collector_is_told_to_the_operator(cluster: Cluster) -> None:
+    objects = rendered(
+        cluster, "--set", "gateway.tracing.otlpEndpoint=otel.monitoring:4317",
+        "--set-json", "gateway.tracing.samplingPercent=12.5",
+    )  # fmt: skip
+    (container,) = of_kind(objects, "Deployment")["tierwise-operator"]["spec"]["template"]["spec"]["containers"]
+    given = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert given["TIERWISE_TRACING_ENDPOINT"] == "otel.monitoring:4317"
+    assert given["TIERWISE_TRACING_SAMPLING_PERCENT"] == "12.5"
 
 
 def test_rendering_twice_gives_the_same_and_holds_no_key(cluster: Cluster) -> None:

@@ -37,6 +37,8 @@ def plant(lab) -> dict[str, Planted]:
         for key in (
             Planted("provider one", "sk-planted-one-5b1e77aa02", frozenset({"upstream one"})),
             Planted("provider two", "sk-planted-two-c90d14f6e8", frozenset({"upstream two"})),
+            # Copies of requests go there, with its own key.
+            Planted("provider shade", "sk-planted-shade-0b7e21cd94", frozenset({"upstream shade"})),
             # Of a tier that no class names: it is configured, and nobody is ever sent it.
             Planted("provider idle", "sk-planted-idle-3377aaef10"),
             Planted("consumer", "tw-planted-consumer-88d1f0a2b4c6"),
@@ -47,8 +49,8 @@ def plant(lab) -> dict[str, Planted]:
     }
 
 
-def configured(keys, one, two, own):
-    """Two providers, an engine, and who may call them."""
+def configured(keys, one, two, own, shade):
+    """Two providers, an engine, a shadow, and who may call them."""
 
     def provider(name, port, **more):
         return external(f"http://localhost:{port}/v1", name, allowPlaintext=True, clearance="Public",
@@ -59,14 +61,16 @@ def configured(keys, one, two, own):
     held = {
         "legal/one": {"token": keys["provider one"].value},
         "legal/two": {"token": keys["provider two"].value + "\n"},
+        "legal/shade": {"token": keys["provider shade"].value},
         "legal/idle": {"token": keys["provider idle"].value},
         "legal/app-key": {"token": keys["consumer"].value},
         "legal/old-key": {"token": keys["consumer, suspended"].value},
     }
     return world(
         [in_cluster(), provider("one", one.port), provider("two", two.port, header="x-own-key", prefix=""),
-         provider("idle", two.port)],
-        [policy(classes=[{"name": "all", "tiers": tiers, "fallback": fallback}])],
+         provider("idle", two.port), provider("shade", shade.port)],
+        [policy(classes=[{"name": "all", "tiers": tiers, "fallback": fallback,
+                          "shadow": {"tier": "shade", "percent": 100}}])],
         {"legal/compact": [own.port]},
         held,
         [consumer(), consumer("old", suspend=True, apiKeys=[{"name": "old-key"}])],
@@ -90,7 +94,7 @@ async def use(lab, keys) -> list:
 async def search(tmp_path, make_upstream) -> tuple[dict, dict]:
     """Where keys are found, and where they should be."""
     one, two = await make_upstream("one"), await make_upstream("two", fault="503")
-    own = await make_upstream("own")
+    own, shade = await make_upstream("own"), await make_upstream("shade")
     collector = Collector()
     tracing = Tracing("127.0.0.1", await collector.start(), 100.0)
     lab = Lab(tmp_path, authentication=Authentication(()), tracing=tracing)
@@ -98,14 +102,14 @@ async def search(tmp_path, make_upstream) -> tuple[dict, dict]:
         try:
             await lab.start()
             keys = plant(lab)
-            given = configured(keys, one, two, own)
+            given = configured(keys, one, two, own, shade)
             await lab.settle(given)
             answers = []
             for faults in (("", "503"), ("503", ""), ("503", "503")):  # each tier is the last one in turn
                 one.fault, two.fault = faults
                 answers += await use(lab, keys)
             assert {answer.status for answer in answers} >= {200, 401, 404}
-            assert all(each.seen for each in (one, two, own))
+            assert all(each.seen for each in (one, two, own, shade))
             await lab.eventually(lambda: len(collector.spans) >= 20, seconds=15)
             await lab.eventually(lambda: lab.log().count('"request_id"') >= len(answers))
             kept = last_good.pack(lab.config.namespaces["legal"])
@@ -118,7 +122,7 @@ async def search(tmp_path, make_upstream) -> tuple[dict, dict]:
             folder = lab.folder / "gateway-0"
             files = {f"file {file.name}": file.read_bytes() for file in (folder / "xds").iterdir() if file.is_file()}
             places = {
-                **{f"upstream {up.name}": repr(up.seen) for up in (one, two, own)},
+                **{f"upstream {up.name}": repr(up.seen) for up in (one, two, own, shade)},
                 "answers": repr(answers),
                 "gateway's log": lab.log(),
                 "operator's log": repr(operators_log),

@@ -1,17 +1,22 @@
 """`tierwise envoy-config` from files: what it prints, what it never prints, and what it exits with."""
 
 import base64
+import copy
 import json
 import os
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import yaml
 from click.testing import CliRunner
 
+from tierwise.adapters.cluster import ForbiddenError, Listing, NotFoundError
 from tierwise.cli import cli
 from tierwise.render.envoy import protos
+from tierwise.render.envoy.options import GatewayOptions
+from tierwise.runtime import envoy_config, served
 
 KEY = "sk-planted-provider-71d2"
 CONSUMER_KEY = "tw-planted-consumer-9a8b7c6d5e"
@@ -190,3 +195,75 @@ def test_what_gateways_refuse_is_taken_from_the_statuses(tmp_path):
     assert "this is the newest" in note
     entry["hash"] = "an-older-one"
     assert run(tmp_path, tier(), secret(), refused).exit_code == 0
+
+
+class FakeCluster:
+    """Lists and reads what it holds; says no to whatever this user may not."""
+
+    def __init__(self, *manifests, may_list=None, may_read=True):
+        self.manifests = manifests
+        self.may_list = may_list  # None: all namespaces
+        self.may_read = may_read
+
+    async def list(self, kind, *, namespace=None, label_selector=None):
+        if self.may_list is not None and namespace != self.may_list:
+            raise ForbiddenError(f"{kind.plural} in {namespace}")
+        found = [
+            each
+            for each in self.manifests
+            if each["kind"] == kind.name
+            and namespace in {None, each["metadata"]["namespace"]}
+            and (label_selector is None or each["metadata"].get("labels"))
+        ]
+        return Listing(tuple(copy.deepcopy(found)), "1")
+
+    async def secret(self, namespace, name):
+        if not self.may_read:
+            raise ForbiddenError(name)
+        for each in self.manifests:
+            metadata = each["metadata"]
+            if (each["kind"], metadata["namespace"], metadata["name"]) == ("Secret", namespace, name):
+                data = {key: base64.b64encode(value.encode()).decode() for key, value in each["stringData"].items()}
+                return {**each, "data": data}
+        raise NotFoundError(name)
+
+
+def deployment(**environment):
+    container = {"env": [{"name": name, "value": value} for name, value in environment.items()]}
+    container["env"].append({"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}})
+    labels = {"tierwise.dev/component": "operator"}
+    return {
+        "kind": "Deployment",
+        "metadata": {"name": "tierwise-operator", "namespace": "tierwise-system", "labels": labels},
+        "spec": {"template": {"spec": {"containers": [container]}}},
+    }
+
+
+async def from_cluster(cluster, **given):
+    store = await served.from_cluster(cluster, (), **given)
+    unreadable = await served.read_secrets(cluster, store)
+    shown = served.show(store.snapshot(datetime.now(UTC)), GatewayOptions(), unreadable=unreadable)
+    return envoy_config.document(shown)["namespaces"]
+
+
+async def test_one_who_may_see_a_namespace_only_sees_that():
+    objects = [tier(), policy(), secret(), tier(namespace="sales"), policy("sales")]
+    assert set(await from_cluster(FakeCluster(*objects))) == {"legal", "sales"}
+    assert set(await from_cluster(FakeCluster(*objects, may_list="legal"), fallback="legal")) == {"legal"}
+    with pytest.raises(ForbiddenError):
+        await from_cluster(FakeCluster(*objects, may_list="legal"))
+    unread = (await from_cluster(FakeCluster(*objects, may_read=False)))["legal"]
+    assert "you may not read it" in unread["missing"][0]
+
+
+async def test_the_operators_settings_are_its_deployments():
+    cluster = FakeCluster(deployment(TIERWISE_AUTHENTICATION="false", TIERWISE_TRACING_ENDPOINT="otel:4317"))
+    environment = await served.operators_environment(cluster, "tierwise-system")
+    options = envoy_config._options(envoy_config._told(environment))
+    assert options.authentication is None
+    assert options.tracing is not None
+    assert options.tracing.host == "otel"
+    # Who can not see it gets the defaults: callers have to prove who they are.
+    nothing = await served.operators_environment(FakeCluster(may_list="legal"), "tierwise-system")
+    assert nothing == {}
+    assert envoy_config._options(envoy_config._told(nothing)).authentication is not None
