@@ -41,6 +41,13 @@ const collect = async (stream) => {
   return found;
 };
 
+const failure = (error) => ({
+  error: error.constructor.name,
+  status: error.status,
+  code: error.code == null ? null : String(error.code),
+  param: error.param ?? null,
+});
+
 class Scenarios {
   constructor(config) {
     this.config = config;
@@ -59,13 +66,7 @@ class Scenarios {
       await asked;
     } catch (error) {
       if (!(error instanceof OpenAI.APIError) || error.status === undefined) throw error;
-      return {
-        error: error.constructor.name,
-        status: error.status,
-        code: error.code == null ? null : String(error.code),
-        param: error.param ?? null,
-        says: Boolean(error.error?.message),
-      };
+      return { ...failure(error), says: Boolean(error.error?.message) };
     }
     return { error: null };
   }
@@ -333,19 +334,22 @@ class Scenarios {
     const before = (await this.stats()).received;
     const limited = { fail_next: 1, status: 429, retry_after: 1 };
     await this.faults(limited);
-    const seen = await this.refused(this.chat());
-    await this.faults(limited);
+    let seen = { error: null };
+    let retryAfter = null;
     try {
       await this.chat();
     } catch (error) {
-      seen.retry_after = error.headers.get("retry-after");
+      seen = failure(error);
+      retryAfter = error.headers.get("retry-after");
     }
+    await pause(1200); // until then a gateway may refuse by itself, and not ask the provider
     await this.faults(limited);
     const began = performance.now();
     const retried = await this.chat({ api: this.api.withOptions({ maxRetries: 1 }) });
     const waited = performance.now() - began;
     return {
       ...seen,
+      retry_after: retryAfter,
       retried: Boolean(retried.choices[0].message.content),
       waited: waited >= 990 && waited < 2000,
       asked: (await this.stats()).received - before,
