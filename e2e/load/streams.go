@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -24,6 +25,7 @@ import (
 type record struct {
 	Client   int     `json:"client"`
 	Stream   bool    `json:"stream"`
+	Marked   bool    `json:"marked"` // with the header of -header
 	Kept     bool    `json:"kept"`   // the client keeps its connection
 	Reused   bool    `json:"reused"` // and this request went over one that it had
 	Gateway  string  `json:"gateway"`
@@ -53,6 +55,7 @@ type load struct {
 	timeout      time.Duration
 	dial         func(context.Context, string, string) (net.Conn, error)
 	fresh        *http.Transport
+	header       [2]string
 	lock         sync.Mutex
 	out          *json.Encoder
 }
@@ -70,6 +73,7 @@ func streams(arguments []string) error {
 	most := flags.Int("most-tokens", 400, "of an answer")
 	duration := flags.Duration("duration", time.Minute, "until no request is begun")
 	timeout := flags.Duration("timeout", time.Minute, "of one request")
+	header := flags.String("header", "", "NAME:VALUE that every fourth client sends, of either kind")
 	output := flags.String("output", "", "file for the records")
 	if err := flags.Parse(arguments); err != nil {
 		return err
@@ -87,6 +91,7 @@ func streams(arguments []string) error {
 		fresh: &http.Transport{DialContext: dial, DisableKeepAlives: true, DisableCompression: true},
 		out:   json.NewEncoder(file),
 	}
+	l.header[0], l.header[1], _ = strings.Cut(*header, ":")
 	stop, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer cancel()
 	var group sync.WaitGroup
@@ -123,7 +128,7 @@ func (l *load) client(stop context.Context, number int, stream bool) {
 	// Streams that began together would end together.
 	time.Sleep(l.ramp * time.Duration(number) / time.Duration(l.clients))
 	for time.Now().Before(l.until) && stop.Err() == nil {
-		r := record{Client: number, Stream: stream, Kept: keeps, Begin: now()}
+		r := record{Client: number, Stream: stream, Kept: keeps, Marked: l.header[0] != "" && number%8 < 2, Begin: now()}
 		if err := l.ask(transport, &r); err != nil {
 			r.Error = err.Error()
 		}
@@ -157,6 +162,9 @@ func (l *load) ask(transport *http.Transport, r *record) error {
 	// Without it the library would send the request a second time over a new connection when a kept one is closed.
 	request.GetBody = nil
 	request.Header.Set("content-type", "application/json")
+	if r.Marked {
+		request.Header.Set(l.header[0], l.header[1])
+	}
 	response, err := transport.RoundTrip(request)
 	if err != nil {
 		return err
