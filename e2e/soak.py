@@ -300,6 +300,7 @@ def run(cluster: Cluster, seconds: float, streams: int, folder: Path) -> Result:
     try:
         moves.start()
         load.wait(seconds + 120)
+        took = time.monotonic() - began
     finally:
         if load.poll() is None:
             load.terminate()
@@ -312,7 +313,7 @@ def run(cluster: Cluster, seconds: float, streams: int, folder: Path) -> Result:
     tier_of = {f"{name}-": name for name in (SCALED, ROLLED)} | {"soak-provider-": PROVIDER}
     upstream = soak_verdict.read_upstreams(cluster.state.logs / "pods", NAMESPACE, tier_of)
     verdict = soak_verdict.judge(records, upstream, PROVIDER)
-    return Result(records, upstream, verdict, moves.counts(), moves.problems, time.monotonic() - began)
+    return Result(records, upstream, verdict, moves.counts(), moves.problems, took)
 
 
 def main() -> int:
