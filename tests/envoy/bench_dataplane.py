@@ -34,14 +34,16 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from envoy_lab import Lab, external, in_cluster, policy, world
+from envoy_lab import Lab, consumer, external, in_cluster, policy, world
 from rich.console import Console
+from test_consumers_live import ISSUER, jwks, token
 
 from tierwise.core.world import World
 from tierwise.devcluster import build, images
 from tierwise.render.envoy import gateway
 from tierwise.render.envoy.bundle import GatewayConfig
 from tierwise.render.envoy.fields import LISTENER_NAME
+from tierwise.render.envoy.options import Authentication, GatewayOptions, JwtIssuer
 from tierwise.render.envoy.protos import LISTENER
 from tierwise.render.envoy.upstream import HTTP_OPTIONS
 
@@ -49,7 +51,7 @@ LOAD = Path(__file__).parents[2] / "e2e" / "load"
 NAMESPACE = "bench"
 ROUTER = "envoy.filters.http.router"
 WARM_SECONDS = 0.15
-PLAIN, DIRECT = "plain Envoy", "no Envoy"
+PLAIN, DIRECT, WHOLE = "plain Envoy", "no Envoy", "whole chain"
 _STATS = "envoy.extensions.access_loggers.stats."
 
 
@@ -61,11 +63,13 @@ class Variant:
         name: of the part that it has and the one before it lacks.
         world: what is rendered.
         change: takes the other parts out of the rendered configuration.
+        proof: with which callers prove who they are.
     """
 
     name: str
     world: World
     change: Callable[[GatewayConfig], GatewayConfig]
+    proof: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +91,19 @@ class Parts:
     logs: int = 0
 
 
+SUBJECT = {"issuer": ISSUER, "subject": "bench"}
+AUTHENTICATION = Authentication((JwtIssuer(name="login", issuer=ISSUER, audiences=("tierwise",), jwks=jwks()),))
+OPTIONS = GatewayOptions(authentication=AUTHENTICATION)
+API_KEY = "tw-bench-" + "0123456789" * 3
+
+
 def worlds(port: int) -> tuple[World, World]:
-    """Two tiers of one replica each, half of the requests each; and a provider with a credential."""
+    """Two tiers of one replica each, half of the requests each; and a provider with a credential.
+
+    One consumer calls, by API key or by token.
+    """
+    of_caller = {f"{NAMESPACE}/caller": {"token": API_KEY}}
+    caller = consumer("caller", NAMESPACE, apiKeys=[{"name": "caller"}], jwt=[SUBJECT])
     refs = [{"name": "small", "weight": 50}, {"name": "large", "weight": 50}]
     tiers = [in_cluster(name, NAMESPACE) for name in ("small", "large")]
     classes = [{"name": "all", "tiers": refs}]
@@ -96,6 +111,8 @@ def worlds(port: int) -> tuple[World, World]:
         tiers,
         [policy("chat", NAMESPACE, models=["chat"], classes=classes)],
         {f"{NAMESPACE}/{tier.metadata.name}": [port] for tier in tiers},
+        of_caller,
+        [caller],
     )
     provider = external(
         f"http://127.0.0.1:{port}/v1",
@@ -108,7 +125,8 @@ def worlds(port: int) -> tuple[World, World]:
     outside = world(
         [provider],
         [policy("chat", NAMESPACE, models=["chat"], classes=classes)],
-        secrets={f"{NAMESPACE}/key": {"token": "sk-bench"}},
+        secrets=of_caller | {f"{NAMESPACE}/key": {"token": "sk-bench"}},
+        consumers=[caller],
     )
     return own, outside
 
@@ -128,7 +146,7 @@ def _is_counting(log: Mapping[str, Any]) -> bool:
 
 
 def variants(config: GatewayConfig, own: World, outside: World) -> list[Variant]:
-    """All variants, from none of the parts to all of them, and the whole chain to a provider.
+    """All variants, from none of the parts to all of them; then the whole chain to a provider, and called by token.
 
     Args:
         config: what is rendered for `own`.
@@ -152,10 +170,16 @@ def variants(config: GatewayConfig, own: World, outside: World) -> list[Variant]
     add("+ counters and histograms", logs=1)
     for number, name in enumerate(logs, start=2):
         add(f"+ access log ({name})", logs=number)
-    made = [Variant(name, own, lambda config, parts=parts: cut(config, parts)) for name, parts in steps]
+    made = [Variant(name, own, lambda config, parts=parts: cut(config, parts), API_KEY) for name, parts in steps]
     # Nothing is taken out of the last one: what was cut before must add up to the real thing.
-    made[-1] = Variant(f"{steps[-1][0]} = whole chain", own, lambda config: config)
-    return [*made, Variant("whole chain, provider with credential", outside, lambda config: config)]
+    made[-1] = whole = dataclasses.replace(
+        made[-1], name=f"{WHOLE} (+ {steps[-1][0][2:]})", change=lambda config: config
+    )
+    return [
+        *made,
+        dataclasses.replace(whole, name=f"{WHOLE}, provider with credential", world=outside),
+        dataclasses.replace(whole, name=f"{WHOLE}, called by token", proof=token(SUBJECT["subject"])),
+    ]
 
 
 def _title(http_filter: Mapping[str, Any]) -> str:
@@ -259,7 +283,7 @@ class BenchLab(Lab):
     """A configuration server and an Envoy for one variant."""
 
     def __init__(self, folder: Path, variant: Variant) -> None:
-        super().__init__(folder)
+        super().__init__(folder, authentication=AUTHENTICATION)
         self.variant = variant
         self.world = variant.world
 
@@ -289,10 +313,11 @@ class Driver:
             process.terminate()
             await process.wait()
 
-    async def drive(self, port: int, load: Load, seconds: float) -> dict[str, Any]:
+    async def drive(self, port: int, load: Load, seconds: float, proof: str = "none") -> dict[str, Any]:
         """Load one address; nothing may fail."""
         process = await asyncio.create_subprocess_exec(
             *(self._program, "drive", "-address", f"127.0.0.1:{port}", "-model", f"{NAMESPACE}/chat"),
+            *("-header", f"Authorization: Bearer {proof}"),
             *("-connections", str(load.connections), "-bytes", str(load.size), "-duration", f"{seconds}s"),
             *(["-stream"] if load.stream else []),
             stdout=asyncio.subprocess.PIPE,
@@ -345,8 +370,8 @@ async def one_round(
             stack.push_async_callback(stop, lab)
             await lab.start()
             labs.append(lab)
-            await driver.drive(lab.options.port, Load(4, 1024, False), WARM_SECONDS)
-            await driver.drive(lab.options.port, Load(4, 1024, True), WARM_SECONDS)
+            await driver.drive(lab.options.port, Load(4, 1024, False), WARM_SECONDS, variant.proof)
+            await driver.drive(lab.options.port, Load(4, 1024, True), WARM_SECONDS, variant.proof)
         for load in LOADS:
             # Forth and back, so that none is always before or after the same other one.
             for turn in range(bounds.passes):
@@ -363,7 +388,11 @@ async def one_run(
     """Load one Envoy, or the upstream itself."""
     before = 0.0 if lab is None else cpu_seconds(lab.pid)
     # A stream takes 20 ms by itself.
-    found = await driver.drive(stub if lab is None else lab.options.port, load, seconds * (2 if load.stream else 1))
+    seconds *= 2 if load.stream else 1
+    if lab is None:
+        found = await driver.drive(stub, load, seconds)
+    else:
+        found = await driver.drive(lab.options.port, load, seconds, lab.variant.proof)
     used = 0.0 if lab is None else cpu_seconds(lab.pid) - before
     return Sample(
         *when,
@@ -408,6 +437,7 @@ def summary(samples: Sequence[Sample], memory: Mapping[str, Sequence[float]]) ->
     by = {(s.round, s.turn, s.variant, s.load): s for s in samples}
     rounds, turns = ({getattr(s, key) for s in samples} for key in ("round", "turn"))
     names = [DIRECT, *memory]
+    whole = next((name for name in names if name.startswith(WHOLE)), names[-1])
 
     def over(name: str, load: Load, value: Callable[[Sample, Sample], float], base: str) -> Range:
         return Range.of(
@@ -418,7 +448,8 @@ def summary(samples: Sequence[Sample], memory: Mapping[str, Sequence[float]]) ->
     for kind in dict.fromkeys(load.kind for load in LOADS):
         one, many = (load for load in LOADS if load.kind == kind)
         for place, name in enumerate(names):
-            before = names[place - 1] if place > 1 else name
+            # What follows the whole chain are other forms of it.
+            before = name if place <= 1 else names[min(place - 1, names.index(whole))]
             row: dict[str, Any] = {"load": kind, "variant": name}
             if name != DIRECT:
                 row["cpu_us"] = over(name, many, lambda s, _: s.cpu, name)
@@ -476,7 +507,7 @@ async def run(bounds: Bounds) -> dict[str, Any]:
     driver = Driver(build.small_program(LOAD, Console(stderr=True)))
     async with driver.stub() as port:
         own, outside = worlds(port)
-        made = variants(gateway.render(own), own, outside)
+        made = variants(gateway.render(own, OPTIONS), own, outside)
         began = time.monotonic()
         samples, memory = await measure(driver, port, made, bounds)
     return {
