@@ -9,7 +9,7 @@ new Envoys: where things lie in memory differs from process to process, by as mu
 The figure to trust on a machine that others use is Envoy's processor time per request. Requests per second and times
 also tell of the load generator and of whoever else wanted a core.
 
-    python tests/envoy/bench_dataplane.py [--rounds 5] [--passes 4] [--seconds 0.1] [--limit 285] [--json FILE]
+    python tests/envoy/bench_dataplane.py [--rounds 5] [--passes 3] [--seconds 0.1] [--limit 285] [--json FILE]
 """
 
 import argparse
@@ -20,7 +20,6 @@ import dataclasses
 import itertools
 import json
 import logging
-import math
 import os
 import platform
 import statistics
@@ -334,7 +333,7 @@ class Bounds:
     """How much is measured: rounds of new Envoys, passes over all of them in each, seconds of one run and of all."""
 
     rounds: int = 5
-    passes: int = 4
+    passes: int = 3
     seconds: float = 0.1
     limit: float = 285.0
 
@@ -467,36 +466,47 @@ def summary(samples: Sequence[Sample], memory: Mapping[str, Sequence[float]]) ->
     return rows
 
 
-_COLUMNS = (
-    ("CPU us/request", "cpu_us", "{:.0f}"),
-    ("added", "cpu_us_added", "{:+.0f}"),
-    ("CPU / plain", "cpu_ratio", "{:.2f}"),
-    ("requests/s / plain, 1 conn.", "rate_ratio_c1", "{:.2f}"),
-    ("16 conn.", "rate_ratio_c16", "{:.2f}"),
-    ("p50 added us, 1 conn.", "p50_added_us_c1", "{:+.0f}"),
-    ("p99 added us, 1 conn.", "p99_added_us_c1", "{:+.0f}"),
-    ("RSS MiB", "memory_mib", "{:.0f}"),
+_TIMES = (
+    ("requests/s / plain, 1 connection", "rate_ratio_c1", "{:.2f}"),
+    ("16", "rate_ratio_c16", "{:.2f}"),
+    ("p50 added us, 1 connection", "p50_added_us_c1", "{:+.0f}"),
+    ("16", "p50_added_us_c16", "{:+.0f}"),
+    ("p99 added us, 1 connection", "p99_added_us_c1", "{:+.0f}"),
+    ("16", "p99_added_us_c16", "{:+.0f}"),
 )
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown, a table for each kind of load; in brackets the least and the greatest of the rounds."""
-    lines = []
-    for kind in dict.fromkeys(row["load"] for row in rows):
-        lines += [f"\n**{kind}**\n", "| variant | " + " | ".join(title for title, _, _ in _COLUMNS) + " |"]
-        lines.append("|---" * (len(_COLUMNS) + 1) + "|")
-        for row in rows:
-            if row["load"] == kind:
-                cells = [_cell(row.get(key), form) for _, key, form in _COLUMNS]
-                lines.append(f"| {row['variant']} | " + " | ".join(cells) + " |")
+def cost_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: processor time of all kinds of load, and memory."""
+    by = {(row["load"], row["variant"]): row for row in rows}
+    kinds = list(dict.fromkeys(row["load"] for row in rows))
+    heads = [f"{kind}: CPU us/request | added | / plain" for kind in kinds]
+    lines = [f"| variant | {' | '.join(heads)} | RSS MiB |", "|---" * (3 * len(kinds) + 2) + "|"]
+    for name in dict.fromkeys(row["variant"] for row in rows if row["variant"] != DIRECT):
+        cells = []
+        for row in (by[kind, name] for kind in kinds):
+            cells += [_cell(row["cpu_us"], "{:.0f}"), f"{row['cpu_us_added'].median:+.0f}"]
+            cells.append(f"{row['cpu_ratio'].median:.2f}")
+        cells.append(f"{by[kinds[0], name]['memory_mib'].median:.0f}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(value: Range | None, form: str) -> str:
-    if value is None:
-        return "-"
+def time_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown, a table for each kind of load: requests per second and added times."""
+    lines = []
+    for kind in dict.fromkeys(row["load"] for row in rows):
+        lines += [f"| {kind} | {' | '.join(title for title, _, _ in _TIMES)} |", "|---" * (len(_TIMES) + 1) + "|"]
+        for row in (row for row in rows if row["load"] == kind):
+            lines.append(f"| {row['variant']} | {' | '.join(_cell(row[key], form) for _, key, form in _TIMES)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(value: Range, form: str) -> str:
+    """In brackets the least and the greatest of the rounds."""
     least, most = form.format(value.least), form.format(value.most)
-    return form.format(value.median) + (f" ({least} to {most})" if math.dist([value.least], [value.most]) else "")
+    return form.format(value.median) + (f" ({least} to {most})" if least != most else "")
 
 
 async def run(bounds: Bounds) -> dict[str, Any]:
@@ -545,7 +555,7 @@ def main() -> int:
     rows = found["rows"]
     about = f"{found['rounds']} rounds, {found['seconds']} s, {found['cores']} cores, Envoy {found['envoy']}"
     print(f"{found['date']}: {about}; medians (least to greatest)")
-    print(table(rows))
+    print(f"\n{cost_table(rows)}\n\n{time_table(rows)}")
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1, default=dataclasses.asdict) + "\n")
     return 0

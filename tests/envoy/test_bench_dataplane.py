@@ -64,4 +64,6 @@ async def test_every_variant_serves_and_the_whole_chain_costs_more_than_plain_en
     for kind in {load for load, _ in rows}:
         assert rows[kind, whole]["cpu_us"].median > rows[kind, bench.PLAIN]["cpu_us"].median > 5
         assert 20 < rows[kind, whole]["memory_mib"].median < 400
-    print(bench.table(found["rows"]))
+    # What people read has a line for each of them.
+    assert bench.cost_table(found["rows"]).count("\n") == len(variants) + 1
+    assert bench.time_table(found["rows"]).count("\n| ") == 3 * (len(variants) + 2) - 1
