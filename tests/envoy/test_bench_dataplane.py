@@ -3,6 +3,7 @@
 import itertools
 
 import bench_dataplane as bench
+import bench_variants
 import pytest
 from rich.console import Console
 
@@ -13,17 +14,17 @@ from tierwise.render.envoy.protos import LISTENER, parse
 
 
 def made():
-    own, outside = bench.worlds(8000)
-    config = gateway.render(own, bench.OPTIONS)
-    return config, bench.variants(config, own, outside)
+    own, outside = bench_variants.worlds(8000)
+    config = gateway.render(own, bench_variants.OPTIONS)
+    return config, bench_variants.variants(config, own, outside)
 
 
 def parts(config):
     """Names of all that a configuration has."""
-    manager = bench._manager(config)
+    manager = bench_variants.manager_of(config)
     return [
         *(each["name"] for each in manager["http_filters"]),
-        *(f"upstream {each['name']}" for each in bench._upstream_filters(config)),
+        *(f"upstream {each['name']}" for each in bench_variants.upstream_filters(config)),
         *(f"log {each['name']}" for each in manager["access_log"]),
     ]
 
@@ -31,7 +32,7 @@ def parts(config):
 def test_the_variants_go_from_nothing_to_the_real_configuration_and_each_has_more_than_the_one_before():
     config, variants = made()
     steps = [variant.change(config) for variant in variants[:-2]]
-    assert parts(steps[0]) == [bench.ROUTER]
+    assert parts(steps[0]) == [bench_variants.ROUTER]
     assert steps[-1] == config
     for before, after in itertools.pairwise(steps):
         assert set(parts(before)) <= set(parts(after))
@@ -40,7 +41,7 @@ def test_the_variants_go_from_nothing_to_the_real_configuration_and_each_has_mor
         parse(step.shared[LISTENER][LISTENER_NAME])
     # The one before the last differs by what the last is named after, and by nothing else.
     assert set(parts(config)) - set(parts(steps[-2])) == {"log stdout"}
-    manager, real = bench._manager(steps[-2]), bench._manager(config)
+    manager, real = bench_variants.manager_of(steps[-2]), bench_variants.manager_of(config)
     assert {key for key in real if real[key] != manager[key]} == {"access_log"}
 
 
@@ -62,7 +63,7 @@ async def test_every_variant_serves_and_the_whole_chain_costs_more_than_plain_en
     assert {name for _, name in rows} == {bench.DIRECT, *(variant.name for variant in variants)}
     whole = variants[-3].name
     for kind in {load for load, _ in rows}:
-        assert rows[kind, whole]["cpu_us"].median > rows[kind, bench.PLAIN]["cpu_us"].median > 5
+        assert rows[kind, whole]["cpu_us"].median > rows[kind, bench_variants.PLAIN]["cpu_us"].median > 5
         assert 20 < rows[kind, whole]["memory_mib"].median < 400
     # What people read has a line for each of them.
     assert bench.cost_table(found["rows"]).count("\n") == len(variants) + 1
