@@ -68,6 +68,13 @@ bench-ceiling: setup  ## Print how long a budget's decision takes to reach clien
 bench-accounting: setup  ## 10,000 mixed requests: print what upstreams say they cost beside what the gateway counted
 	TIERWISE_ACCOUNTING_REQUESTS=10000 $(PYTEST) tests/envoy/test_accounting_live.py -k independent --timeout=900 -s
 
+.PHONY: bench-dataplane soak
+bench-dataplane: setup  ## Print what each filter of the gateway costs against plain Envoy (5 minutes)
+	$(BIN)/python tests/envoy/bench_dataplane.py
+
+soak: setup cluster-binaries  ## Half an hour of 200 streams while everything moves: nobody may be hurt (test: two minutes)
+	$(BIN)/python e2e/soak.py --minutes 30
+
 audit-sensitivity: setup  ## Generate 100,000 policies and 1,000 violations for the checker of sensitivity (an hour)
 	TIERWISE_AUDIT_POLICIES=100000 TIERWISE_AUDIT_VIOLATIONS=1000 $(PYTEST) tests/envoy/test_audit.py --timeout=14400 -s
 

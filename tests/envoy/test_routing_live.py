@@ -374,6 +374,11 @@ async def test_bodies_keep_every_other_byte(lab, upstream):
         expected = given.replace(b"NAME", b"qwen3-8b").replace(before, after, 1 if before else 0)
         assert (await lab.ask(body=sent)).status == 200
         assert a.seen[-1].body == expected
+    # Where a string ends: any number of backslashes before a quote in it, or at its end.
+    for text in ("\\" * number + end for number in range(7) for end in ("", '"', '"}', '","model":"x","y":"z')):
+        sent = json.dumps({"a": text, "model": "legal/assistant"}).encode()
+        assert (await lab.ask(body=sent)).status == 200
+        assert a.seen[-1].body == sent.replace(b"legal/assistant", b"qwen3-8b")
     long = b'{"model":"legal/assistant","x":"' + b"y" * (3 << 20) + b'"}'
     assert (await lab.ask(body=long)).status == 200
     assert a.seen[-1].body == long.replace(b"legal/assistant", b"qwen3-8b")

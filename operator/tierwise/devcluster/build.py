@@ -75,14 +75,18 @@ class Binaries:
 
 def source_hash() -> str:
     """Hash over everything that decides what is built."""
-    digest = hashlib.sha256(f"{TAGS} {LINK}".encode())
-    for path in sorted(paths.GO_SOURCES.rglob("*")):
+    return _hash(paths.GO_SOURCES, f"{TAGS} {LINK}")
+
+
+def _hash(sources: Path, options: str) -> str:
+    digest = hashlib.sha256(options.encode())
+    for path in sorted(sources.rglob("*")):
         if (
             path.is_file()
             and (path.suffix in {".mod", ".sum"} or path.name.endswith(".go"))
             and not path.name.endswith("_test.go")
         ):
-            name, content = str(path.relative_to(paths.GO_SOURCES)).encode(), path.read_bytes()
+            name, content = str(path.relative_to(sources)).encode(), path.read_bytes()
             digest.update(b"%d %d " % (len(name), len(content)) + name + content)
     return digest.hexdigest()[:16]
 
@@ -103,6 +107,35 @@ def binaries(console: Console) -> Binaries:
             _build(wanted, console)
             _prune(wanted)
     return wanted
+
+
+def small_program(sources: Path, console: Console) -> Path:
+    """A program of ours that needs nothing but Go's own library, built now if it is not there yet (seconds).
+
+    Args:
+        sources: folder of its module, whose name the program gets.
+        console: where progress goes.
+
+    Raises:
+        BuildError: no Go could be had, or it does not compile; with Go's own words.
+    """
+    home = paths.cache_home().parent / sources.name / _hash(sources, "")
+    program = home / sources.name
+    if program.is_file():
+        return program
+    home.mkdir(parents=True, exist_ok=True)
+    with locked(home / "lock", console, f"another start is building {sources.name}: waiting for it"):
+        if not program.is_file():
+            go, env = _go(console)
+            made = program.with_suffix(".new")
+            command = [go, "build", "-trimpath", "-buildvcs=false", "-o", str(made), "."]
+            try:
+                # Nothing to fetch: a module that needs something shall fail here, not at a user's without a network.
+                run(command, env=env | {"GOPROXY": "off"}, cwd=sources, timeout_seconds=GO_TIMEOUT_SECONDS)
+            except DevClusterError as error:
+                raise BuildError(str(error)) from error
+            made.rename(program)
+    return program
 
 
 def _prune(current: Binaries) -> None:

@@ -231,8 +231,10 @@ class Server:
                 response = web.Response(body=responder.whole(), content_type="application/json")
             ended = "finished"
             self.metrics.success[generation.finish_reason].inc()
-        except ConnectionResetError:
-            # The client went away between two writes: there is nobody to answer.
+        except ConnectionResetError as error:
+            if isinstance(error, _StreamCutError):
+                facts["why"] = "fault: stream cut"  # whoever counts broken streams must know who broke them
+            # Else the client went away between two writes. There is nobody to answer.
             raise asyncio.CancelledError from None
         finally:
             self._record(ended, ticket, facts, generation)
@@ -288,7 +290,7 @@ class Server:
     async def _stream_faults(self, request: web.Request, tokens: int) -> None:
         if 0 < self.faults.cut_after_tokens < tokens:
             _cut(request)
-            raise ConnectionResetError
+            raise _StreamCutError
         if 0 < self.faults.stall_after_tokens < tokens:
             await asyncio.sleep(STALL_SECONDS)
 
@@ -345,6 +347,10 @@ class Server:
                 401, "Incorrect API key provided.", "invalid_request_error", code="invalid_api_key"
             )
         return openai.RequestError(401, "Unauthorized", "AuthenticationError")
+
+
+class _StreamCutError(ConnectionResetError):
+    """A stream that this server itself has cut, as it was told to."""
 
 
 async def _mark(_: web.Request, response: web.StreamResponse) -> None:

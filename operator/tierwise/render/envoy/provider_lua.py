@@ -6,6 +6,7 @@
 """
 
 from tierwise.render.envoy.fields import PATH_STATE, TOKEN_UNITS_HEADER
+from tierwise.render.envoy.lua import STRING_END
 
 ASSUMED_TOKENS = 512
 """Tokens of an answer whose request states no most."""
@@ -14,19 +15,9 @@ BUCKET_UNITS = 1_000_000_000
 """What a provider's full bucket holds: a tenth of its limit per minute, whatever that is."""
 
 SOURCE = (
-    f"local ASSUMED, BUCKET, TOKENS = {ASSUMED_TOKENS}, {BUCKET_UNITS}, '{TOKEN_UNITS_HEADER}'\n"
-    r"""
--- The end of the JSON string whose opening quote is at i.
-local function string_end(s, i)
-  local q = i + 1
-  while true do
-    local e = string.find(s, '["\\]', q)
-    if not e then return nil end
-    if string.byte(s, e) == 34 then return e end
-    q = e + 2
-  end
-end
-
+    f"local ASSUMED, BUCKET, TOKENS = {ASSUMED_TOKENS}, {BUCKET_UNITS}, '{TOKEN_UNITS_HEADER}'"
+    + STRING_END
+    + r"""
 -- Calls found(key, start, value) for each key of the object that opens at i, with the positions where key and value
 -- begin. Returns the position of the closing brace, or nil when the text is no object.
 local function each_key(s, i, found)
