@@ -394,6 +394,16 @@ def groups_of_the_request(bundle):
     extension["typed_config"]["override_metadata_namespace"] = "tierwise"
 
 
+def script_of_a_route(kind, **fields):
+    def mistake(bundle):
+        _, route = routed(bundle)[0]
+        script = {"@type": f"type.googleapis.com/envoy.extensions.filters.http.{kind}", **fields}
+        route["typed_per_filter_config"] = {"tierwise.prefix": script}
+
+    mistake.__name__ = next(iter(fields))
+    return mistake
+
+
 def mirror_all(bundle):
     bundle.routes["request_mirror_policies"] = [{"cluster": "legal/b"}]
 
@@ -513,6 +523,9 @@ def test_ways_out_through_a_copy_are_seen(mistake):
         no_provider,
         straight_to_the_provider,
         groups_of_the_request,
+        script_of_a_route("lua.v3.LuaPerRoute", name="prefix", source_code={"inline_string": "x"}),
+        script_of_a_route("lua.v3.LuaPerRoute", name="other"),
+        script_of_a_route("ext_proc.v3.ExtProcPerRoute", name="prefix"),
         mirror_all,
         mirror_host,
         by_header,

@@ -34,6 +34,7 @@ _ROUTE = "envoy.config.route.v3.Route"
 _DNS = "envoy.extensions.clusters.dns.v3.DnsCluster"
 _HEADERS = "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation"
 _LUA = "envoy.extensions.filters.http.lua.v3.Lua"
+_LUA_OF_ROUTE = "envoy.extensions.filters.http.lua.v3.LuaPerRoute"
 _CODEC = "envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec"
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _SCRIPTS = {"tierwise.request", "tierwise.external"}
@@ -54,7 +55,6 @@ _PROBES: tuple[str | None, ...] = (
 
 _CONFIGURATION = {"@type", "name", "validate_clusters", "response_headers_to_add", "virtual_hosts"}
 _HOST = {"name", "domains", "include_request_attempt_count", "matcher"}
-_ROUTE_FIELDS = {"name", "match", "metadata", "route", "direct_response", "response_headers_to_add", "@type"}
 _ACTION = {
     "inline_cluster_specifier_plugin",
     "timeout",
@@ -67,6 +67,17 @@ _MIRROR = {"cluster", "runtime_fraction", "request_headers_mutations"}
 _COPIES = "tierwise_shadow"
 """The cluster to which requests are copied; the one header below says where a copy goes from there."""
 _COPY_FOR = "x-tierwise-shadow"
+_ROUTE_FIELDS = {
+    "name",
+    "match",
+    "metadata",
+    "route",
+    "direct_response",
+    "response_headers_to_add",
+    "typed_per_filter_config",
+    "@type",
+}
+_SCRIPT = {"@type", "name", "filter_context"}
 _MATCH = {"safe_regex", "prefix", "path", "headers"}
 _RETRIES = {
     "retry_on",
@@ -409,6 +420,12 @@ def _taken(route: Resource) -> _Taken:
     path = next(f"{kind}:{_canonical(match[kind])}" for kind in ("prefix", "path", "safe_regex") if kind in match)
     labels = route.get("metadata", {}).get("filter_metadata", {}).get(METADATA, {})
     policy, class_name = str(labels.get("policy", "")), str(labels.get("class", ""))
+    for key, script in route.get("typed_per_filter_config", {}).items():
+        # It has no words of its own: it names a script of the listener, which sets one header and reads no other.
+        kind = script["@type"].rpartition("/")[2]
+        if (key, script.get("name"), kind) != ("tierwise.prefix", "prefix", _LUA_OF_ROUTE):
+            raise _Unknown(f"route {name} configures the filter {key}")
+        _only(script, _SCRIPT, f"the script of route {name}")
     if ("route" in route) == ("direct_response" in route):
         raise _Unknown(f"route {name} neither answers nor leads to tiers, or both")
     clusters = tuple(dict.fromkeys(_reached(route["route"], name))) if "route" in route else ()
