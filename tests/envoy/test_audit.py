@@ -375,6 +375,12 @@ def a_script(bundle):
     chain.insert(1, {**chain[1], "name": "other"})
 
 
+def a_processor(bundle):
+    chain = next(iter(bundle.clusters["legal/a"]["typed_extension_protocol_options"].values()))["http_filters"]
+    processor = "type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor"
+    chain.insert(1, {"name": "tierwise.request", "typed_config": {"@type": processor}})
+
+
 def own_tier_through_the_relay(bundle):
     bundle.clusters["legal/a"] = {**copy.deepcopy(bundle.clusters["legal/b"]), "name": "legal/a"}
 
@@ -519,6 +525,7 @@ def test_ways_out_through_a_copy_are_seen(mistake):
         provider_of_the_client,
         a_second_word,
         a_script,
+        a_processor,
         own_tier_through_the_relay,
         no_provider,
         straight_to_the_provider,

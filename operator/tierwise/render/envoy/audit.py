@@ -36,6 +36,8 @@ _HEADERS = "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation"
 _LUA = "envoy.extensions.filters.http.lua.v3.Lua"
 _LUA_OF_ROUTE = "envoy.extensions.filters.http.lua.v3.LuaPerRoute"
 _CODEC = "envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec"
+_INJECTOR = "envoy.extensions.filters.http.credential_injector.v3.CredentialInjector"
+_KINDS = {_HEADERS, _CODEC, _INJECTOR}
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _SCRIPTS = {"tierwise.request", "tierwise.external"}
 _RELAY = "tierwise/providers"
@@ -326,6 +328,7 @@ def _clusters(bundle: NamespaceBundle, limits: Limits) -> Iterator[str]:
         namespace, _, tier = name.partition("/")
         if namespace != bundle.namespace or cluster["name"] != name:
             yield f"cluster {name} has another name, {cluster['name']}, or another namespace's"
+        _filters(cluster)
         if cluster.get("type") == "STATIC":
             yield from _relayed(bundle, limits, name, cluster)
             continue
@@ -368,15 +371,18 @@ def _relayed(bundle: NamespaceBundle, limits: Limits, name: str, cluster: Resour
         yield f"cluster {name} leads to {name + _PROVIDER}, which does not exist"
 
 
+def _filters(cluster: Resource) -> None:
+    """Filters of an attempt could send it elsewhere: only those that are known."""
+    for one in _chain(cluster):
+        kind = one["typed_config"]["@type"].rpartition("/")[2]
+        if kind not in _KINDS and not (kind == _LUA and one["name"] in _SCRIPTS):
+            raise _Unknown(f"cluster {cluster['name']} has the filter {one['name']}")
+
+
 def _chain(cluster: Resource) -> Sequence[Resource]:
-    """Filters that an attempt passes: of kinds that set the relay's header only where they say so."""
     options = cluster["typed_extension_protocol_options"]
     _only(options, {_HTTP_OPTIONS}, f"options of cluster {cluster['name']}")
     filters: Sequence[Resource] = options[_HTTP_OPTIONS]["http_filters"]
-    for one in filters:
-        kind = one["typed_config"]["@type"].rpartition("/")[2]
-        if kind not in {_HEADERS, _CODEC} and not (kind == _LUA and one["name"] in _SCRIPTS):
-            raise _Unknown(f"cluster {cluster['name']} has the filter {one['name']}")
     return filters
 
 
