@@ -103,8 +103,7 @@ function envoy_on_request(handle)
   if not prompt then return end
   local text = at.instructions and start_of(s, at.instructions, most) or ''
   if #text < most then text = text .. start_of(s, prompt, most - #text) end
-  handle:headers():replace(HEADER, sum(text))
-  handle:clearRouteCache()
+  handle:headers():replace(HEADER, sum(text))  -- and the route is looked for again, by the filter's default
 end
 """
 )
