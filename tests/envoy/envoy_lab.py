@@ -226,6 +226,7 @@ class Lab:
 
     def __init__(self, folder: Path, **options) -> None:
         self.folder = folder
+        self.workers = 1
         self.authority = trustme.CA()
         self.server_certificate = self.authority.issue_cert("tierwise-xds.test")
         self.client_certificate = self.authority.issue_cert("tierwise-gateway")
@@ -296,7 +297,13 @@ class Lab:
         folder = self.start_files(name, metrics_port=metrics, drain_port=self.drain_port, **more)
         log = (folder / "log").open("ab")
         process = await asyncio.create_subprocess_exec(
-            *(shutil.which("envoy") or "envoy", "-c", str(folder / bootstrap.BOOTSTRAP_FILE), "--concurrency", "1"),
+            *(
+                shutil.which("envoy") or "envoy",
+                "-c",
+                str(folder / bootstrap.BOOTSTRAP_FILE),
+                "--concurrency",
+                str(self.workers),
+            ),
             *("--use-dynamic-base-id", "--service-node", name, "--service-cluster", "tierwise", "-l", "warning"),
             *("--component-log-level", "config:error"),
             *("--file-flush-interval-msec", "100"),

@@ -375,6 +375,12 @@ def a_script(bundle):
     chain.insert(1, {**chain[1], "name": "other"})
 
 
+def a_processor(bundle):
+    chain = next(iter(bundle.clusters["legal/a"]["typed_extension_protocol_options"].values()))["http_filters"]
+    processor = "type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor"
+    chain.insert(1, {"name": "tierwise.request", "typed_config": {"@type": processor}})
+
+
 def own_tier_through_the_relay(bundle):
     bundle.clusters["legal/a"] = {**copy.deepcopy(bundle.clusters["legal/b"]), "name": "legal/a"}
 
@@ -392,6 +398,16 @@ def groups_of_the_request(bundle):
     _, route = routed(bundle)[0]
     extension = route["route"]["inline_cluster_specifier_plugin"]["extension"]
     extension["typed_config"]["override_metadata_namespace"] = "tierwise"
+
+
+def script_of_a_route(kind, **fields):
+    def mistake(bundle):
+        _, route = routed(bundle)[0]
+        script = {"@type": f"type.googleapis.com/envoy.extensions.filters.http.{kind}", **fields}
+        route["typed_per_filter_config"] = {"tierwise.prefix": script}
+
+    mistake.__name__ = next(iter(fields))
+    return mistake
 
 
 def mirror_all(bundle):
@@ -518,10 +534,14 @@ def card_to_a_tier(bundle):
         provider_of_the_client,
         a_second_word,
         a_script,
+        a_processor,
         own_tier_through_the_relay,
         no_provider,
         straight_to_the_provider,
         groups_of_the_request,
+        script_of_a_route("lua.v3.LuaPerRoute", name="prefix", source_code={"inline_string": "x"}),
+        script_of_a_route("lua.v3.LuaPerRoute", name="other"),
+        script_of_a_route("ext_proc.v3.ExtProcPerRoute", name="prefix"),
         mirror_all,
         mirror_host,
         by_header,

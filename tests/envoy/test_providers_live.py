@@ -7,8 +7,9 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
+import aiohttp
 import pytest
-from envoy_lab import external, in_cluster, policy, world
+from envoy_lab import Lab, external, in_cluster, policy, world
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -60,6 +61,25 @@ async def test_no_more_requests_than_the_limit_and_the_rest_goes_elsewhere(lab, 
     print(f"provider got {found['x']} of 200 (at most {most:.0f}), the next tier {found['a']}")
     assert sum(found.values()) == found["x"] + found["a"] == 200, "every request is answered"
     assert 60 <= len(x.seen) == found["x"] <= most
+
+
+async def test_all_worker_threads_share_the_limit(tmp_path, upstream):
+    several = Lab(tmp_path)
+    several.workers = 4
+    try:
+        await several.start()
+        a, x = await upstream("a"), await upstream("x")
+        await several.settle(provider(x, a, limits={"requestsPerMinute": 200}))
+        found: Counter = Counter()
+        for _ in range(12):  # connections of its own each time, so that every worker gets some
+            async with aiohttp.ClientSession() as several.http:
+                found += (await burst(several, 20))[0]
+        print(f"four workers let {found['x']} of 240 through, of a bucket of 20")
+        assert found["x"] + found["a"] == 240
+        assert 20 <= found["x"] <= 24
+        several.http = aiohttp.ClientSession()
+    finally:
+        await several.stop()
 
 
 async def test_tokens_are_counted_before_they_are_spent(lab, upstream):

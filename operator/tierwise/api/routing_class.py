@@ -207,11 +207,12 @@ class PrefixAffinity(ApiModel):
     """Requests that start alike go to the same replica, whose KV cache then holds that start."""
 
     characters: Annotated[Int, Field(ge=64, le=65_536)] = 1024
-    """How many characters of the prompt make up the key."""
+    """How many characters of the prompt make up the key at most. In a chat they end with the first message of a user,
+    so that a conversation keeps its replica."""
 
 
 class Affinity(ApiModel):
-    """Which requests should reach the same replica."""
+    """Which requests should reach the same tier and the same replica of it."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -224,7 +225,7 @@ class Affinity(ApiModel):
     header: HeaderName | None = None
     """Requests with the same value of this header, such as x-session-id."""
     prefix: PrefixAffinity | None = None
-    """Requests whose prompts start alike. No effect in this version: use header."""
+    """Requests whose prompts start alike."""
 
 
 class Shadow(ApiModel):
@@ -353,7 +354,8 @@ class RoutingClass(ApiModel):
     limits: RequestLimits | None = None
     """What one request may ask for: size of the prompt, tokens of the answer, time."""
     affinity: Affinity | None = None
-    """Which requests should reach the same replica. When absent: the least busy replica."""
+    """Which requests should reach the same tier, and the same replica of it. When absent: a tier by weight, and its
+    least busy replica. When weights move, about as many percent of the sessions do."""
     shadow: Shadow | None = None
     """Copies of requests to another tier, for measurement: clients never see its answers. What it costs counts in
     budgets. When the tier does not exist or is not cleared, nothing is copied (condition ShadowInactive)."""

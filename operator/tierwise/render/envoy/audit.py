@@ -34,7 +34,10 @@ _ROUTE = "envoy.config.route.v3.Route"
 _DNS = "envoy.extensions.clusters.dns.v3.DnsCluster"
 _HEADERS = "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation"
 _LUA = "envoy.extensions.filters.http.lua.v3.Lua"
+_LUA_OF_ROUTE = "envoy.extensions.filters.http.lua.v3.LuaPerRoute"
 _CODEC = "envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec"
+_INJECTOR = "envoy.extensions.filters.http.credential_injector.v3.CredentialInjector"
+_KINDS = {_HEADERS, _CODEC, _INJECTOR}
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _SCRIPTS = {"tierwise.request", "tierwise.external"}
 _RELAY = "tierwise/providers"
@@ -61,7 +64,6 @@ _CONFIGURATION = {
     "max_direct_response_body_size_bytes",  # how much the gateway says by itself: leads nowhere
 }
 _HOST = {"name", "domains", "include_request_attempt_count", "matcher"}
-_ROUTE_FIELDS = {"name", "match", "metadata", "route", "direct_response", "response_headers_to_add", "@type"}
 _ACTION = {
     "inline_cluster_specifier_plugin",
     "timeout",
@@ -74,6 +76,17 @@ _MIRROR = {"cluster", "runtime_fraction", "request_headers_mutations"}
 _COPIES = "tierwise_shadow"
 """The cluster to which requests are copied; the one header below says where a copy goes from there."""
 _COPY_FOR = "x-tierwise-shadow"
+_ROUTE_FIELDS = {
+    "name",
+    "match",
+    "metadata",
+    "route",
+    "direct_response",
+    "response_headers_to_add",
+    "typed_per_filter_config",
+    "@type",
+}
+_SCRIPT = {"@type", "name", "filter_context"}
 _MATCH = {"safe_regex", "prefix", "path", "headers"}
 _RETRIES = {
     "retry_on",
@@ -322,6 +335,7 @@ def _clusters(bundle: NamespaceBundle, limits: Limits) -> Iterator[str]:
         namespace, _, tier = name.partition("/")
         if namespace != bundle.namespace or cluster["name"] != name:
             yield f"cluster {name} has another name, {cluster['name']}, or another namespace's"
+        _filters(cluster)
         if cluster.get("type") == "STATIC":
             yield from _relayed(bundle, limits, name, cluster)
             continue
@@ -364,15 +378,18 @@ def _relayed(bundle: NamespaceBundle, limits: Limits, name: str, cluster: Resour
         yield f"cluster {name} leads to {name + _PROVIDER}, which does not exist"
 
 
+def _filters(cluster: Resource) -> None:
+    """Filters of an attempt could send it elsewhere: only those that are known."""
+    for one in _chain(cluster):
+        kind = one["typed_config"]["@type"].rpartition("/")[2]
+        if kind not in _KINDS and not (kind == _LUA and one["name"] in _SCRIPTS):
+            raise _Unknown(f"cluster {cluster['name']} has the filter {one['name']}")
+
+
 def _chain(cluster: Resource) -> Sequence[Resource]:
-    """Filters that an attempt passes: of kinds that set the relay's header only where they say so."""
     options = cluster["typed_extension_protocol_options"]
     _only(options, {_HTTP_OPTIONS}, f"options of cluster {cluster['name']}")
     filters: Sequence[Resource] = options[_HTTP_OPTIONS]["http_filters"]
-    for one in filters:
-        kind = one["typed_config"]["@type"].rpartition("/")[2]
-        if kind not in {_HEADERS, _CODEC} and not (kind == _LUA and one["name"] in _SCRIPTS):
-            raise _Unknown(f"cluster {cluster['name']} has the filter {one['name']}")
     return filters
 
 
@@ -416,6 +433,12 @@ def _taken(route: Resource) -> _Taken:
     path = next(f"{kind}:{_canonical(match[kind])}" for kind in ("prefix", "path", "safe_regex") if kind in match)
     labels = route.get("metadata", {}).get("filter_metadata", {}).get(METADATA, {})
     policy, class_name = str(labels.get("policy", "")), str(labels.get("class", ""))
+    for key, script in route.get("typed_per_filter_config", {}).items():
+        # It has no words of its own: it names a script of the listener, which sets one header and reads no other.
+        kind = script["@type"].rpartition("/")[2]
+        if (key, script.get("name"), kind) != ("tierwise.prefix", "prefix", _LUA_OF_ROUTE):
+            raise _Unknown(f"route {name} configures the filter {key}")
+        _only(script, _SCRIPT, f"the script of route {name}")
     if ("route" in route) == ("direct_response" in route):
         raise _Unknown(f"route {name} neither answers nor leads to tiers, or both")
     clusters = tuple(dict.fromkeys(_reached(route["route"], name))) if "route" in route else ()

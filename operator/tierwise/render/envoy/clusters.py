@@ -60,7 +60,7 @@ def in_cluster(
         **_common(key, options),
         "type": "EDS",
         "eds_cluster_config": {"eds_config": ADS},
-        "load_balancing_policy": {"policies": [{"typed_extension_config": _balancer(sticky=sticky)}]},
+        "load_balancing_policy": {"policies": [{"typed_extension_config": _balancer(options, sticky=sticky)}]},
         "typed_extension_protocol_options": upstream.protocol_options(
             [
                 upstream.reset(removed, ()),
@@ -175,13 +175,15 @@ def _common(key: Key, options: GatewayOptions) -> dict[str, Any]:
     }
 
 
-def _balancer(*, sticky: bool) -> dict[str, Any]:
+def _balancer(options: GatewayOptions, *, sticky: bool) -> dict[str, Any]:
     policies = "envoy.extensions.load_balancing_policies"
     if sticky:
         # A hot session spills over to the next replica instead of queueing at its own.
         bounded = {"hash_balance_factor": 150}
         return extension("maglev", f"{policies}.maglev.v3.Maglev", consistent_hashing_lb_config=bounded)
-    return extension("least_request", f"{policies}.least_request.v3.LeastRequest")
+    # From a tenth of its share upwards.
+    slowly = {"slow_start_window": seconds(options.slow_start_seconds), "min_weight_percent": {"value": 10}}
+    return extension("least_request", f"{policies}.least_request.v3.LeastRequest", slow_start_config=slowly)
 
 
 def tls(host: str, ca_bundle: str | None, options: GatewayOptions) -> dict[str, Any]:

@@ -8,7 +8,16 @@ drain its connections.
 
 from typing import Any
 
-from tierwise.render.envoy import accesslog, clients, consumers, lua, models, request_limits, throttle
+from tierwise.render.envoy import (
+    accesslog,
+    clients,
+    consumers,
+    lua,
+    models,
+    prefix_lua,
+    request_limits,
+    throttle,
+)
 from tierwise.render.envoy.fields import (
     BAD_BODY,
     BYTES_HEADER,
@@ -22,6 +31,8 @@ from tierwise.render.envoy.fields import (
     NO_MODEL,
     OUTPUT_HEADER,
     PATH_STATE,
+    PREFIX_FILTER,
+    PREFIX_HEADER,
     PROVIDER_HEADER,
     REQUEST_UNITS_HEADER,
     REQUESTED_HEADER,
@@ -55,6 +66,7 @@ INTERNAL_HEADERS = (
     CONSUMER_HEADER,
     OUTPUT_HEADER,
     THROTTLE_HEADER,
+    PREFIX_HEADER,
     PROVIDER_HEADER,
     ROUTE_HEADER,
     REQUEST_UNITS_HEADER,
@@ -218,6 +230,15 @@ def choose_route_again() -> dict[str, Any]:
     )
 
 
+def start_of_prompt() -> dict[str, Any]:
+    """Nothing, but on routes that name its script: see `prefix_lua`."""
+    return extension(
+        PREFIX_FILTER,
+        f"{_HTTP}.lua.v3.Lua",
+        source_codes={prefix_lua.NAME: {"inline_string": prefix_lua.SOURCE}},
+    )
+
+
 _USAGE = (
     ("prompt", ("usage", "prompt_tokens")),
     ("completion", ("usage", "completion_tokens")),
@@ -294,6 +315,7 @@ def chain(options: GatewayOptions) -> list[dict[str, Any]]:
         routing_headers(authenticated=authentication is not None),
         choose_route_again(),
         *throttle.filters(),
+        start_of_prompt(),
         usage_of_stream_stays_here(),
         usage_of_stream(),
         usage_of_body(),

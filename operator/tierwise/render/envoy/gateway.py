@@ -296,7 +296,7 @@ def _sticky_tiers(policies: Mapping[str, RoutingPolicy]) -> set[str]:
         ref.name
         for policy in policies.values()
         for routing_class in policy.spec.classes
-        if routing_class.affinity is not None and routing_class.affinity.header is not None
+        if routing_class.affinity is not None
         for ref in routing_class.tiers
     }
 

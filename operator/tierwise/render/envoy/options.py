@@ -56,6 +56,8 @@ class GatewayOptions:
             it is done.
         body_timeout_seconds: longest time for a request to arrive whole: 16 MiB take it at 1.1 Mbit/s.
         tracing: spans of requests; None: none.
+        slow_start_seconds: time over which a replica that has just become ready comes to its full share of requests:
+            its caches are cold, and the first requests compile or load things. Not for tiers with affinity.
         access_log: write one JSON line per request (no prompt, no answer) to standard output.
         authentication: how callers prove who they are; None: not at all, for trials.
     """
@@ -66,6 +68,7 @@ class GatewayOptions:
     max_body_bytes: int = 16 * 1024 * 1024
     idle_timeout_seconds: float = 900.0
     body_timeout_seconds: float = 120.0
+    slow_start_seconds: float = 30.0
     access_log: bool = True
     authentication: Authentication | None = None
     tracing: Tracing | None = None

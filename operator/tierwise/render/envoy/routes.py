@@ -11,12 +11,14 @@ from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.api.scalars import Sensitivity
 from tierwise.core import ceiling, routing, sensitivity
 from tierwise.core.world import Key
-from tierwise.render.envoy import consumers, errors, models, request_limits, shadow, throttle
+from tierwise.render.envoy import consumers, errors, models, prefix_lua, request_limits, shadow, throttle
 from tierwise.render.envoy.bundle import Resource
 from tierwise.render.envoy.fields import (
     BYTES_HEADER,
     MODEL_HEADER,
     NO_MODEL,
+    PREFIX_FILTER,
+    PREFIX_HEADER,
     SENSITIVITY_HEADER,
     UNREACHED_HEADER,
     extension,
@@ -209,15 +211,28 @@ class _Policy:
             labels = {"namespace": self.key.namespace, "policy": self.key.name, "class": routing_class.name}
             most = limits.max_output_tokens if limits is not None else None
             action["request_mirror_policies"] = [shadow.policy(f"{self.key.namespace}/{name}", percent, labels, most)]
-        return {"route": action}
+        return {"route": action, **_scripts(routing_class)}
 
 
 def _hash_policy(routing_class: RoutingClass) -> list[dict[str, Any]]:
     """What equal requests have in common; empty without affinity. Tier and replica are both chosen by it."""
     affinity = routing_class.affinity
-    if affinity is None or affinity.header is None:
+    if affinity is None:
         return []
-    return [{"header": {"header_name": affinity.header}, "terminal": True}]
+    return [{"header": {"header_name": affinity.header or PREFIX_HEADER}, "terminal": True}]
+
+
+def _scripts(routing_class: RoutingClass) -> dict[str, Any]:
+    """What the listener's filters do for this class only."""
+    affinity = routing_class.affinity
+    if affinity is None or affinity.prefix is None:
+        return {}
+    script = typed(
+        "envoy.extensions.filters.http.lua.v3.LuaPerRoute",
+        name=prefix_lua.NAME,
+        filter_context={"characters": affinity.prefix.characters},
+    )
+    return {"typed_per_filter_config": {PREFIX_FILTER: script}}
 
 
 def _groups(namespace: str, plan: routing.Attempts, *, sticky: bool) -> dict[str, Any]:
