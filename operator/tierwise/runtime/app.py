@@ -18,12 +18,12 @@ from tierwise.adapters import prometheus
 from tierwise.adapters.certificates import Material
 from tierwise.adapters.kinds import Kind
 from tierwise.core.plan import Plan, StatusApply
-from tierwise.core.world import GatewayReport, World
-from tierwise.render.envoy.bundle import GatewayConfig, NamespaceBundle
+from tierwise.core.world import World
+from tierwise.render.envoy.bundle import GatewayConfig
 from tierwise.runtime.channel import Channel
 from tierwise.runtime.figures import Figures
 from tierwise.runtime.leader import Leadership
-from tierwise.runtime.loops import Decider, Publisher, Reporter, utc_now
+from tierwise.runtime.loops import Decider, GatewayServer, Publisher, Reporter, utc_now
 from tierwise.runtime.relist import Relister
 from tierwise.runtime.replicas import Replicas
 from tierwise.runtime.secrets import SecretReader
@@ -45,8 +45,8 @@ LEAVE_SECONDS = 5.0
 RENDER_RETRY_SECONDS = 5.0
 
 
-class Gateway(Protocol):
-    """The configuration server for gateways."""
+class Gateway(GatewayServer, Protocol):
+    """The configuration server for gateways, as this module starts and stops it."""
 
     async def start(self, changed: Callable[[], None]) -> int:
         """Listen; the port. `changed` is called whenever a report changes."""
@@ -54,18 +54,6 @@ class Gateway(Protocol):
 
     async def stop(self, grace_seconds: float) -> None:
         """End all streams."""
-        ...
-
-    async def publish(self, config: GatewayConfig, world: World) -> None:
-        """Serve this configuration from now on."""
-        ...
-
-    def reports(self) -> Mapping[str, GatewayReport]:
-        """What the connected gateways say, by namespace."""
-        ...
-
-    def good(self) -> Mapping[str, NamespaceBundle]:
-        """What they have all acknowledged, by namespace."""
         ...
 
     def observe(self, metrics: Metrics) -> None:
