@@ -7,7 +7,7 @@ import time
 
 import pytest
 import pytest_asyncio
-from accounting_lab import STORIES, Metered, Truth, counted, make, octets, send, truth, words
+from accounting_lab import STORIES, Log, Metered, Truth, counted, make, octets, send, truth, words
 from envoy_lab import Lab, consumer, external, in_cluster, policy, world
 
 from tierwise.render.envoy.options import Authentication
@@ -40,7 +40,7 @@ async def metered(lab):
 
     In `legal` the second is a provider's, and upstreams count words; in `sales` both are, and every byte is a token.
     """
-    log: list = []
+    log = Log()
     upstreams = {}
     for namespace, tokenize in (("legal", words), ("sales", octets)):
         for tier in ("compact", "large"):
@@ -73,7 +73,7 @@ def classes():
     ]
 
 
-async def play(lab, requests, dice):
+async def play(lab, requests, log, dice):
     """Send all, some at a time."""
     todo = iter(requests)
     statuses = {}
@@ -81,7 +81,7 @@ async def play(lab, requests, dice):
     async def worker(own):
         for request in todo:
             secret = key(request.namespace, request.consumer)
-            statuses[request.id] = await send(lab.http, lab.options.port, request, secret, own)
+            statuses[request.id] = await send(lab.http, lab.options.port, request, secret, log, own)
 
     await asyncio.gather(*(worker(random.Random(dice.random())) for _ in range(AT_ONCE)))
     return statuses
@@ -92,7 +92,7 @@ async def test_an_independent_count_agrees(lab, metered):
     requests = {r.id: r for r in (make(n, dice, ["legal", "sales"], POLICIES, CONSUMERS) for n in range(REQUESTS))}
     assert {r.story for r in requests.values()} == set(STORIES)
     began = time.monotonic()
-    statuses = await play(lab, requests.values(), dice)
+    statuses = await play(lab, requests.values(), metered, dice)
     seconds = time.monotonic() - began
 
     async def all_ended():
