@@ -71,12 +71,14 @@ async def test_all_worker_threads_share_the_limit(tmp_path, upstream):
         a, x = await upstream("a"), await upstream("x")
         await several.settle(provider(x, a, limits={"requestsPerMinute": 200}))
         found: Counter = Counter()
+        began = time.monotonic()
         for _ in range(12):  # connections of its own each time, so that every worker gets some
             async with aiohttp.ClientSession() as several.http:
                 found += (await burst(several, 20))[0]
-        print(f"four workers let {found['x']} of 240 through, of a bucket of 20")
+        most = 20 + 3 * (time.monotonic() - began) + 1
+        print(f"four workers let {found['x']} of 240 through, of a bucket of 20 (at most {most:.0f})")
         assert found["x"] + found["a"] == 240
-        assert 20 <= found["x"] <= 24
+        assert 20 <= found["x"] <= most
         several.http = aiohttp.ClientSession()
     finally:
         await several.stop()
@@ -103,14 +105,20 @@ async def test_the_limit_is_shared_among_gateways_and_outlives_other_changes(lab
     a, x = await upstream("a"), await upstream("x")
     same = {"gateways": 3, "limits": {"requestsPerMinute": 600}, "name": "shared"}
     await lab.settle(provider(x, a, **same))
+    began = time.monotonic()
+
+    def flow():
+        """What has come into a third of the bucket since."""
+        return 3 * (time.monotonic() - began) + 1
+
     found, _ = await burst(lab, 50)
-    assert 20 <= found["x"] <= 22, "a third of 60"
+    assert 20 <= found["x"] <= 20 + flow(), "a third of 60"
     await lab.settle(provider(x, a, fallback={**FALLBACK, "attempts": 3}, **same))
     found, _ = await burst(lab, 50)
-    assert found["x"] <= 3, "new routes do not fill the bucket"
+    assert len(x.seen) <= 20 + flow(), "new routes do not fill the bucket"
     await lab.settle(provider(x, a, headers=[{"name": "x-version", "value": "2"}], **same))
     found, _ = await burst(lab, 50)
-    assert found["x"] <= 3, "nor do new clusters"
+    assert len(x.seen) <= 20 + flow(), "nor do new clusters"
 
 
 async def test_without_another_tier_the_client_is_told_who_held_it_back(lab, upstream):
