@@ -124,10 +124,14 @@ class Metered:
 
 @dataclass
 class Scripted:
-    """An upstream that sends these pieces of a stream one by one, then ends; or never, with `hold`."""
+    """An upstream that sends these pieces of a stream one by one, then ends; or never, with `hold`.
+
+    With `silent` it sends nothing at all.
+    """
 
     pieces: list = field(default_factory=list)
     hold: bool = False
+    silent: bool = False
     port: int = 0
 
     async def start(self):
@@ -144,6 +148,8 @@ class Scripted:
         await self._runner.cleanup()
 
     async def _answer(self, request):
+        if self.silent:
+            await asyncio.sleep(5)
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
         for piece in self.pieces:

@@ -1,12 +1,15 @@
 """Bounds of what upstreams do not report, one stream at a time: what stands in it, how it is cut, and who leaves."""
 
 import asyncio
+import contextlib
 import json
+from collections import Counter
 
+import aiohttp
 import pytest
 import pytest_asyncio
 from accounting_lab import Scripted, counted
-from envoy_lab import in_cluster, policy, world
+from envoy_lab import external, in_cluster, policy, world
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -179,3 +182,31 @@ async def test_a_limit_that_nothing_can_generate_is_no_bound(lab, scripted):
             response.close()
 
     assert 0 < await added(lab, "estimated_completion_tokens", "aborted", leave) < 20_000
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("outside", [False, True])
+async def test_what_a_class_has_no_time_for_counts_once(lab, scripted, begun, outside):
+    """Envoy ends the request, before an answer or in the middle of one. The class's limit bounds what it can cost."""
+    url = f"http://127.0.0.1:{scripted.port}/v1"
+    tier = external(url, name="compact", allowPlaintext=True) if outside else in_cluster()
+    kind = {"name": "all", "tiers": [{"name": "compact"}], "limits": {"timeout": "1s", "maxOutputTokens": 50}}
+    rule = policy("scripted", models=["scripted"], classes=[kind])
+    await lab.settle(world([tier], [rule], {"legal/compact": [scripted.port]}))
+    scripted.pieces, scripted.hold, scripted.silent = [events("abc").encode()], True, not begun
+
+    async def now():
+        series = await counted(lab)
+        return Counter(
+            {key: n for who, of in series.items() if who[1] == "scripted" for key, n in of.items() if key[1]}
+        )
+
+    before = await now()
+
+    async def ask():
+        with contextlib.suppress(aiohttp.ClientPayloadError):
+            assert (await lab.ask("legal/scripted", stream=True, n=2)).status == 504
+
+    assert await added(lab, "estimated_attempts", "aborted", ask) == 1
+    found = {key: n for key, n in (await now() - before).items() if key[0] != "estimated_prompt_tokens"}
+    assert found == {("estimated_attempts", "aborted"): 1, ("estimated_completion_tokens", "aborted"): 100}

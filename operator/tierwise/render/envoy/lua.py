@@ -142,8 +142,8 @@ local function bound(n)
 end
 
 -- The most tokens that an answer can have cost, as text; NONE where the request sets no limit to it.
--- `asked` has the request's numbers, each the last of its name.
-local function bounds(s, asked, path)
+-- `asked` has the request's numbers, each the last of its name; `limit` is the class's.
+local function bounds(s, asked, path, limit)
   if silent[path] then return bound(#s), '0', 1 end
   local batch = path == '/v1/completions'
   local prompt, most = #s + (batch and 0 or """
@@ -152,6 +152,7 @@ local function bounds(s, asked, path)
   for _, key in ipairs({'max_tokens', 'max_completion_tokens', 'max_output_tokens'}) do
     if asked[key] then most = math.max(most or 0, asked[key]) end
   end
+  most = most or limit
   local choices = math.max(asked.n or 1, asked.best_of or 1, 1) * (batch and asked.prompts or 1)
   return (asked.stored or asked.refers) and NONE or bound(prompt), bound(most and most * choices), choices
 end
@@ -269,7 +270,7 @@ function envoy_on_request(handle)
   -- reach no tier: HTTP/1.1 has no names that begin with a colon, and Envoy leaves them out.
   headers = handle:headers()
   if not headers:get(COMPLETION) then
-    local prompt, completion, choices = bounds(text, asked, path)
+    local prompt, completion, choices = bounds(text, asked, path, most)
     headers:replace(PROMPT, prompt)
     headers:replace(COMPLETION, completion)
     headers:replace(COPY, handle:streamInfo():filterState():get(CALLER) or '-')
