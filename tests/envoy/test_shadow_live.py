@@ -7,7 +7,7 @@ import time
 import pytest
 from envoy_lab import REFUSED_PORT, budget, external, in_cluster, policy, world
 
-from tierwise.render.envoy import shadow
+from tierwise.render.envoy import lua, shadow
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -160,6 +160,44 @@ async def test_copies_are_counted_by_themselves_and_exactly(lab, upstream):
     assert await counted(lab, "prompt_tokens", policy="counted") == 4 * 7
     for name in ("requests", "arrivals", "prompt_tokens", "completion_tokens", "usage_requests", "duration_count"):
         assert await counted(lab, name, policy="counted", tier="candidate") == 0, name
+
+
+FORCED = '"stream_options":{"include_usage":true},'
+
+
+async def test_copies_that_report_no_usage_are_bounded(lab, upstream):
+    a, s = await upstream("a"), await upstream("s")
+    s.usage = None
+    await lab.settle(shadowed(a, s, model="silent"))
+    sizes = 0
+    for stream, most in ((False, {}), (False, {"max_tokens": 9}), (True, {"max_tokens": 9})):
+        await lab.ask("legal/silent", stream=stream, **most)
+        sizes += len(a.seen[-1].body) - len("qwen3-8b") + len("legal/silent") - (len(FORCED) if stream else 0)
+    await received(lab, s, 3)
+    s.fault = "500"  # costs nothing
+    await lab.ask("legal/silent")
+    s.fault = "reset"  # may have cost something
+    await lab.ask("legal/silent", max_tokens=9)
+    sizes += len(a.seen[-1].body) - len("qwen3-8b") + len("legal/silent")
+    await lab.ask("legal/silent")
+    sizes += len(a.seen[-1].body) - len("qwen3-8b") + len("legal/silent")
+    await received(lab, s, 6)
+    mine = {"policy": "silent", "namespace": "legal", "class": "all", "tier": "candidate"}
+
+    async def all_in():
+        return await counted(lab, "shadow_requests", **mine) == 6
+
+    await lab.eventually(all_in, seconds=8)
+    whole = len(json.dumps({"object": "chat.completion", "by": "s", "usage": None}))
+    for name, expected in {
+        "usage_requests": 0,
+        "estimated_attempts": 5,
+        "estimated_completion_tokens": whole + 9 + 9 + 9,
+        "unbounded_attempts": 1,
+    }.items():
+        assert await counted(lab, f"shadow_{name}", **mine) == expected, name
+    # Bytes of the bodies, and what chat templates add to each.
+    assert await counted(lab, "shadow_estimated_prompt_tokens", **mine) == sizes + 5 * lua.TEMPLATE_TOKENS
 
 
 @pytest.mark.parametrize("trouble", ["slow", "500", "reset", "refused", "gone"])

@@ -15,12 +15,16 @@ from typing import Any
 
 from tierwise.render.envoy import filters
 from tierwise.render.envoy.fields import (
+    COMPLETION_BOUND,
     METADATA,
+    NO_BOUND,
     OUTPUT_STATE,
     PATH_STATE,
+    PROMPT_BOUND,
     SHADOW_HEADER,
     SHADOW_LABELS,
     SHADOW_OUTPUT_HEADER,
+    UNREACHED_HEADER,
     USAGE_METADATA,
     extension,
     set_header,
@@ -159,7 +163,37 @@ def statistics() -> list[dict[str, Any]]:
         _logger("usage", _reported("prompt"), counters=[_one("usage_requests"), _tokens("prompt_tokens", "prompt")]),
         _logger("completion", _reported("completion"), counters=[_tokens("completion_tokens", "completion")]),
         _logger("cached", _reported("cached"), counters=[_tokens("cached_prompt_tokens", "cached")]),
+        _estimates(),
     ]
+
+
+def _estimates() -> dict[str, Any]:
+    """What a copy cost at most whose answer did not say, as `accesslog.estimates` has it for requests.
+
+    An error status costs nothing, and neither does a connection that did not come about.
+    """
+    prompt, most = f"request.headers['{PROMPT_BOUND}']", f"request.headers['{COMPLETION_BOUND}']"
+    whole = "(response.code_details == 'via_upstream')"
+    came = "has(response.code_details) && !response.code_details.contains('connection_failure')"
+    # The relay says in a 503 how an attempt at a provider ended.
+    header = f"response.headers['{UNREACHED_HEADER}']"
+    broken = f"('{UNREACHED_HEADER}' in response.headers && {header}.matches('(^|,)(UT|UR|UC|UPE|LR)(,|$)'))"
+    free = f"({whole} && response.code >= 300 && !{broken})"
+    sent = f"'{COMPLETION_BOUND}' in request.headers && {came} && !{free}"
+    limited, limit = f"{most} != '{NO_BOUND}'", f"int({most})"
+    answered = f"({whole} && response.code < 300)"
+    of_whole = f"({limited} && {limit} < response.size ? {limit} : response.size)"
+    unbounded = f"{prompt} == '{NO_BOUND}' || !({answered} || {limited})"
+    values = {
+        "estimated_prompt_tokens": f"{prompt} != '{NO_BOUND}' ? int({prompt}) : 0",
+        "estimated_completion_tokens": f"{answered} ? {of_whole} : {limited} ? {limit} : 0",
+        "unbounded_attempts": f"{unbounded} ? 1 : 0",
+    }
+    computed = [{"stat": _stat(name), "value_format": f"%CEL({text})%"} for name, text in values.items()]
+    conditions = [_reported("prompt", invert=True), _when(sent)]
+    return _logger(
+        "estimates", {"and_filter": {"filters": conditions}}, counters=[_one("estimated_attempts"), *computed]
+    )
 
 
 def _logger(name: str, condition: dict[str, Any] | None, **metrics: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -186,11 +220,16 @@ def _milliseconds(name: str, value: str) -> dict[str, Any]:
 
 
 def _answered() -> dict[str, Any]:
+    return _when("response.code >= 200 && response.code < 300")
+
+
+def _when(expression: str) -> dict[str, Any]:
     cel = "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter"
-    expression = "response.code >= 200 && response.code < 300"
     return {"extension_filter": extension("cel", cel, expression=expression)}
 
 
-def _reported(key: str) -> dict[str, Any]:
-    matcher = {"filter": USAGE_METADATA, "path": [{"key": key}], "value": {"present_match": True}}
-    return {"metadata_filter": {"matcher": matcher, "match_if_key_not_found": False}}
+def _reported(key: str, *, invert: bool = False) -> dict[str, Any]:
+    matcher: dict[str, Any] = {"filter": USAGE_METADATA, "path": [{"key": key}], "value": {"present_match": True}}
+    if invert:
+        matcher["invert"] = True
+    return {"metadata_filter": {"matcher": matcher, "match_if_key_not_found": invert}}
