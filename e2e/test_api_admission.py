@@ -21,7 +21,7 @@ from tierwise.api.meta import GROUP, VERSION
 
 ROOT = Path(__file__).parents[1]
 NAMESPACE = "default"  # nothing is stored there: every request is a trial
-QUIET = {"neighbour", "minimal", "minimal-budget"}  # objects that start no Pods
+QUIET = {"neighbour", "minimal", "minimal-budget", "batch"}  # objects that start no Pods
 MUTANTS = int(os.environ.get("TIERWISE_MUTANTS", "600"))
 SEED = int(os.environ.get("TIERWISE_SEED", "7"))
 PLURALS = {model.KIND.kind: model.KIND.plural for model in KINDS}

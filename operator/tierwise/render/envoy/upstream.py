@@ -63,6 +63,7 @@ PRIVATE_HEADERS = (
     "x-envoy-expected-rq-timeout-ms",
     "x-envoy-original-host",
     "x-envoy-original-path",
+    "baggage",
     "x-envoy-external-address",
     "x-envoy-internal",
     "x-forwarded-for",
