@@ -62,6 +62,14 @@ def test_no_static_mix_is_cheaper(stated):
             assert solution.cost_per_hour <= option.cost_per_hour * (1 + 2 * balance.RELATIVE_GAP) + 0.02
 
 
+def test_a_trickle_gets_a_replica_too():
+    tiers = {"small": Tier("small", 1.0, 0, 2), "dear": Tier("dear", 600.0, 0, 1)}
+    pair = Pair("dear", utilisation=0.01, limit=0.8, tokens=10.0)
+    load = ClassLoad(("ns", "p", "c"), 0.01, (pair,), None)
+    solution = balance.solve(Problem(tiers, (load,)))
+    assert (solution.replicas, solution.overload, solution.relaxed) == ({"dear": 1, "small": 0}, {}, ())
+
+
 @given(problems())
 @settings(max_examples=15, deadline=None)
 def test_something_gives_way_only_when_no_mix_is_feasible(stated):

@@ -317,7 +317,9 @@ class Lab:
         return process
 
     async def ready(self, port, process, folder) -> bool:
-        assert process.returncode is None, (folder / "log").read_text()[-2000:]
+        assert process.returncode is None, (
+            (folder / "log").read_text()[:2000] + "\n...\n" + (folder / "log").read_text()[-1500:]
+        )
         with contextlib.suppress(aiohttp.ClientError, OSError):
             async with self.http.get(f"http://127.0.0.1:{port}/ready") as response:
                 return response.status == 200

@@ -196,6 +196,11 @@ class _Built:
             if not self.exact:
                 continue
             tier = self.problem.tiers[name]
+            if max(tier.max_replicas, tier.min_replicas) > 0:
+                # However little it is: the penalty of a load that is small enough is below a replica's price.
+                for item, pair, column in users:
+                    if self.rate(item) * pair.utilisation > 0:
+                        self.model.row([(column, 1.0), (count, -1.0)], upper=0.0)
             for low, high in _levels(limits):
                 allowed = low * self.problem.headroom
                 strict = self.model.column(cost=0.0, upper=1.0, integer=True)

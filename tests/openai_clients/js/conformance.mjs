@@ -91,7 +91,7 @@ class Scenarios {
   async left(before) {
     const began = performance.now();
     let found = await this.stats();
-    while (found.active && performance.now() - began < 1000) {
+    while (found.active && performance.now() - began < 5000) {
       await pause(20);
       found = await this.stats();
     }
