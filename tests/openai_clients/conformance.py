@@ -111,7 +111,7 @@ class Scenarios:
         return {"active": int(float(running)), "outcomes": None}
 
     async def left(self, before: dict) -> dict:
-        """Whether the upstream stops, by its own word: a busy machine may take a while, the whole answer takes longer."""
+        """Whether the upstream stops, by its own word: well before the whole answer would be over."""
         began, found = time.monotonic(), await self.stats()
         while found["active"] and time.monotonic() - began < 5:
             await asyncio.sleep(0.02)
