@@ -197,6 +197,16 @@ async def test_throttled_tokens_per_second_count_prompt_and_answer(lab, upstream
     assert 5 <= answered <= 7
 
 
+async def test_a_request_that_states_no_length_is_charged_its_classs(lab, upstream):
+    large, compact = await upstream("large"), await upstream("compact")
+    classes = [{"name": "all", "tiers": [{"name": "large"}], "limits": {"maxOutputTokens": 10_000}}]
+    await lab.settle(spent(large, compact, budget(action="Throttle", tokensPerSecond="20000"), classes=classes))
+    await rates(lab, 1.0)
+    answered, refused = await rates(lab, 3)
+    assert refused > 5
+    assert 5 <= answered <= 7
+
+
 async def test_a_throttle_is_in_force_at_once_and_lets_little_through(lab, upstream):
     large, compact = await upstream("large"), await upstream("compact")
     await lab.settle(spent(large, compact, budget()))

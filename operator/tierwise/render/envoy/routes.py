@@ -168,8 +168,10 @@ class _Policy:
         if headers:
             match["headers"] = headers
         held = ceiling.of_class(self.budgets, self.key.name, routing_class.name)
+        limits = routing_class.limits
+        assumed = (limits.max_output_tokens if limits is not None else None) or throttle.ASSUMED_TOKENS
         limited = (
-            throttle.of_route(throttle.metadata(self.key.namespace, held.rates, self.gateways))
+            throttle.of_route(throttle.metadata(self.key.namespace, held.rates, self.gateways, assumed))
             if held.denied is None
             else {}
         )

@@ -29,7 +29,7 @@ LARGEST_REQUESTS = 1
 LARGEST_TOKENS = 16_384
 """A larger request takes the whole bucket, and no more."""
 ASSUMED_TOKENS = 512
-"""Of an answer whose request states no most."""
+"""Of an answer whose request and class state no most."""
 MOST_BUCKETS = 10_000
 """That are kept; beyond, the one that was used longest ago is forgotten, and full when it comes back."""
 
@@ -38,13 +38,16 @@ _KEY, _WINDOW = "bucket", "window"
 _BYTES_PER_TOKEN = 4
 
 
-def metadata(namespace: str, rates: tuple[Rate, ...], gateways: int) -> dict[str, Any]:
+def metadata(
+    namespace: str, rates: tuple[Rate, ...], gateways: int, assumed_tokens: int = ASSUMED_TOKENS
+) -> dict[str, Any]:
     """What a route says of its buckets, as its filter metadata; empty when nothing throttles its class.
 
     Args:
         namespace: whose budgets these are.
         rates: of the budgets that throttle the class. Of several the lowest holds.
         gateways: that share them, at least 1.
+        assumed_tokens: of an answer whose request states no most.
     """
     found: dict[str, Any] = {}
     kinds = {
@@ -63,6 +66,7 @@ def metadata(namespace: str, rates: tuple[Rate, ...], gateways: int) -> dict[str
         found[f"{kind}_window"] = str(window)
         found[f"{kind}_units"] = str(units.to_integral_value(ROUND_CEILING))
         found["budget"] = f"{namespace}/{rate.budget}"
+        found["assumed_tokens"] = str(assumed_tokens)
     return found
 
 
@@ -78,7 +82,7 @@ def _tokens_taken() -> dict[str, Any]:
     size = f"int(request.headers['{BYTES_HEADER}'])"
     answer = (
         f"'{OUTPUT_HEADER}' in request.headers && request.headers['{OUTPUT_HEADER}'].matches('^[1-9][0-9]{{0,8}}$') ? "
-        f"int(request.headers['{OUTPUT_HEADER}']) : {ASSUMED_TOKENS}"
+        f"int(request.headers['{OUTPUT_HEADER}']) : int({ours}['assumed_tokens'])"
     )
     # Of a body whose length is not known, or a very long one, the whole bucket: no product overflows.
     tokens = f"({size} / {_BYTES_PER_TOKEN} + 1 + ({answer}))"
