@@ -304,7 +304,7 @@ class Lab:
                 "--concurrency",
                 str(self.workers),
             ),
-            *("--use-dynamic-base-id", "--service-node", name, "--service-cluster", "tierwise", "-l", "warning"),
+            *("--disable-hot-restart", "--service-node", name, "--service-cluster", "tierwise", "-l", "warning"),
             *("--component-log-level", "config:error"),
             *("--file-flush-interval-msec", "100"),
             stdout=log,
