@@ -237,6 +237,7 @@ class Lab:
         self.world = world()
         self.xds_name = "tierwise-xds.test"
         self.patience = 10.0  # seconds for an answer
+        self.zone = ""  # of gateways that are started from now on
 
     def material(self) -> Material:
         pair = self.server_certificate
@@ -305,7 +306,7 @@ class Lab:
                 str(self.workers),
             ),
             *("--disable-hot-restart", "--service-node", name, "--service-cluster", "tierwise", "-l", "warning"),
-            *("--component-log-level", "config:error"),
+            *("--service-zone", self.zone, "--component-log-level", "config:error"),
             *("--file-flush-interval-msec", "100"),
             stdout=log,
             stderr=log,

@@ -15,7 +15,7 @@ from tierwise.core.world import Endpoint, Key
 from tierwise.render.envoy import bootstrap, clusters, gateway, last_good, protos
 from tierwise.render.envoy.bundle import NamespaceBundle
 from tierwise.render.envoy.options import GatewayOptions
-from tierwise.render.envoy.protos import CLUSTER, LISTENER, ROUTES, SCOPE
+from tierwise.render.envoy.protos import CLUSTER, ENDPOINTS, LISTENER, ROUTES, SCOPE
 
 LEVELS = ["Public", "Internal", "Confidential", "Restricted"]
 NAMES = ["a", "b", "c"]
@@ -189,6 +189,42 @@ def test_the_hash_follows_configuration_not_addresses_and_credentials():
     assert bundle_of().endpoints != bundle_of(endpoints={"legal/compact": [1]}).endpoints
 
 
+@given(st.permutations(["b", "a", None, "a"]), st.permutations([("b", 1), ("", 1), ("a", 2)]))
+def test_replicas_and_gateways_are_sorted_by_zone(zones, gateways):
+    """In whatever order they are seen; the host that refuses, for when there are none, stands in no zone."""
+    at = {"b": ["10.0.0.9"], "a": ["10.0.0.3", "10.0.0.5"], None: ["10.0.0.7"]}
+    left = {zone: list(addresses) for zone, addresses in at.items()}
+    found = tuple(Endpoint(left[zone].pop(), 80, True, True, False, zone) for zone in zones)
+    given_world = dataclasses.replace(
+        world([in_cluster()], gateway_zones=dict(gateways)), endpoints={Key("legal", "compact"): found}
+    )
+    config = gateway.render(given_world)
+
+    def placed(resource):
+        return [
+            (
+                each.get("locality", {}).get("zone"),
+                [
+                    (host["address"]["socket_address"]["address"], host["address"]["socket_address"]["port_value"])
+                    for host in (one["endpoint"] for one in each["lb_endpoints"])
+                ],
+            )
+            for each in resource["endpoints"]
+        ]
+
+    assert placed(config.namespaces["legal"].endpoints["legal/compact"]) == [
+        (None, [("10.0.0.7", 80)]),
+        ("a", [("10.0.0.3", 80), ("10.0.0.5", 80)]),
+        ("b", [("10.0.0.9", 80)]),
+        (None, [("127.0.0.1", 1)]),
+    ]
+    assert [(zone, len(hosts)) for zone, hosts in placed(config.shared[ENDPOINTS]["tierwise.gateways"])] == [
+        (None, 1),
+        ("a", 2),
+        ("b", 1),
+    ]
+
+
 def test_terminating_replicas_serve_while_no_other_does():
     def hosts(*found):
         given_world = dataclasses.replace(world([in_cluster()]), endpoints={Key("legal", "compact"): found})
@@ -305,7 +341,7 @@ def test_envoy_validates_bootstrap_and_resources_together(tmp_path):
         check=False,
     )
     assert checked.returncode == 0, checked.stdout + checked.stderr
-    assert {SCOPE, ROUTES, LISTENER} == set(config.shared)
+    assert {SCOPE, ROUTES, LISTENER, ENDPOINTS} == set(config.shared)
     assert all(c["@type"] == CLUSTER for c in bundle.clusters.values())
 
 

@@ -6,6 +6,7 @@ import pytest
 import runtime_fakes as make
 
 from tierwise.adapters import kinds
+from tierwise.adapters.cluster import ClusterError
 from tierwise.core.ledger import Account, Ledger
 from tierwise.core.memory import LoopMemory
 from tierwise.core.plan import Plan, StatusApply
@@ -18,6 +19,7 @@ from tierwise.runtime.signals import SignalReader
 from tierwise.runtime.telemetry import Health
 from tierwise.runtime.trigger import Trigger
 from tierwise.runtime.writer import Writer
+from tierwise.runtime.zones import Zones
 
 
 class Gateways:
@@ -226,6 +228,40 @@ async def test_live_replicas_are_the_pods_of_our_deployment(cluster, store, now)
     cluster.place(pod("op-2", "Failed"))
     await replicas.once()
     assert store.snapshot(now).live_replicas == {"op-0", "op-1"}
+
+
+async def test_gateways_are_counted_by_the_zone_of_their_pods(cluster, store, now):
+    def pod(name, zone=None, *, ready=True, **metadata):
+        labels = {"topology.kubernetes.io/zone": zone} if zone else {}
+        conditions = [{"type": "Ready", "status": "True" if ready else "False"}]
+        cluster.place(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {"name": name, "namespace": "tierwise-system", "labels": labels, **metadata},
+                "status": {"phase": "Running", "conditions": conditions},
+            }
+        )
+
+    changes = []
+    store.on_change = changes.append
+    zones = Zones(cluster, store, namespace="tierwise-system")
+    pod("gateway-0")
+    await zones.once()
+    assert store.snapshot(now).gateway_zones == {}, "no zone is known"
+    assert changes == []
+    pod("gateway-1", "b")
+    pod("gateway-2", "a")
+    pod("gateway-3", "a")
+    pod("gateway-4", "a", ready=False)
+    pod("gateway-5", "c", deletionTimestamp="2026-11-25T12:00:00Z")
+    await zones.once()
+    assert store.snapshot(now).gateway_zones == {"": 1, "a": 2, "b": 1}
+    await zones.once()
+    assert changes == [True], "gateways get it at once, and once"
+    cluster.fail["list", "Pod"] = ClusterError("no answer")
+    await zones.once()
+    assert store.snapshot(now).gateway_zones == {"": 1, "a": 2, "b": 1}
 
 
 def test_a_restricted_world_has_only_its_namespace(store, now):

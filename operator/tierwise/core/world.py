@@ -135,6 +135,7 @@ class World:
             object without a body is not written to.
         live_replicas: names of the operator replicas that run; None when unknown (then no entry of `status.gateways[]`
             is taken for dead).
+        gateway_zones: topology zone (empty: unknown) -> ready gateways in it; empty before the first look.
     """
 
     now: datetime
@@ -157,6 +158,7 @@ class World:
     memory: LoopMemory = field(default_factory=LoopMemory)
     invalid_bodies: Mapping[tuple[str, Key], Mapping[str, Any]] = field(default_factory=dict)
     live_replicas: frozenset[str] | None = None
+    gateway_zones: Mapping[str, int] = field(default_factory=dict)
 
     def tiers_in(self, namespace: str) -> dict[str, ModelTier]:
         """Tier name -> tier of one namespace: a policy's tier references never leave its namespace."""

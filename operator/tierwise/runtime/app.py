@@ -33,6 +33,7 @@ from tierwise.runtime.telemetry import Health, Metrics, Server
 from tierwise.runtime.trigger import Trigger
 from tierwise.runtime.watch import Watch
 from tierwise.runtime.writer import Writer
+from tierwise.runtime.zones import Zones
 from tierwise.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -139,6 +140,7 @@ class Operator:
             ghosts=lambda kind, count: self.metrics.ghosts.labels(kind=kind.name).inc(count),
         )
         self.secrets = SecretReader(self.cluster, self.store)
+        self.zones = Zones(self.cluster, self.store, namespace=settings.namespace)
         self.leadership = Leadership(
             self.cluster,
             name=settings.lease_name,
@@ -183,6 +185,7 @@ class Operator:
         """In order: know everything, have a configuration, be reachable for gateways, take part in deciding."""
         await self.relister.first()
         await self.secrets.first()
+        await self.zones.once()
         # After the first list: kopf looks up the kinds once, and those it does not find it never watches.
         self._watch = Watch(
             self._configuration, self._settings.namespaces, self._seen, asyncio.get_running_loop(), self._watch_ended
@@ -205,6 +208,7 @@ class Operator:
         self._spawn("reporter", self.reporter.run())
         self._spawn("relist", self.relister.run())
         self._spawn("secrets", self.secrets.run())
+        self._spawn("zones", self.zones.run())
         if self._settings.leader_election:
             self._spawn("leadership", self.leadership.run())
         else:

@@ -77,6 +77,7 @@ class Store:
         self.ledger = Ledger()
         self.memory = LoopMemory()
         self._live_replicas: frozenset[str] | None = None
+        self._gateway_zones: Mapping[str, int] = {}
         self._signing_key = b""
         self.changes = 0
 
@@ -212,6 +213,12 @@ class Store:
             self._live_replicas = live
             self._bump(routes=False)
 
+    def put_gateway_zones(self, zones: Mapping[str, int]) -> None:
+        """Ready gateways by zone."""
+        if zones != self._gateway_zones:
+            self._gateway_zones = zones
+            self._bump(routes=True)
+
     def get(self, kind: Kind, key: Key) -> Manifest | None:
         """An object as it was last seen."""
         return self._shelves[kind].manifests.get(key)
@@ -269,6 +276,7 @@ class Store:
                 if name == kind.name
             },
             live_replicas=self._live_replicas,
+            gateway_zones=self._gateway_zones,
         )
 
     def _signals_with_usage(self) -> Signals | None:

@@ -267,9 +267,13 @@ class Session:
         return []
 
     def _usable(self, served: Served) -> bool:
-        """All that the routes of an owner use is there: clusters in this version, endpoints and credentials in any."""
+        """All that the routes of an owner use is there: clusters in this version, endpoints and credentials in any.
+
+        Endpoints of a cluster that a gateway brings along are no matter of routes, and an older gateway lacks it.
+        """
+        used = {ENDPOINTS: served.of(ENDPOINTS).keys() & served.of(CLUSTER).keys(), SECRET: served.of(SECRET).keys()}
         return all(self._types[CLUSTER].has(resource) for resource in served.of(CLUSTER).values()) and all(
-            name in self._types[type_url].acked for type_url in (ENDPOINTS, SECRET) for name in served.of(type_url)
+            name in self._types[type_url].acked for type_url, names in used.items() for name in names
         )
 
     def _decided(self, served: Served) -> bool:

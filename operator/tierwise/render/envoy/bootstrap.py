@@ -7,7 +7,7 @@ is taken without a restart; Envoy reads such secrets from a file of their own on
 from dataclasses import dataclass
 from typing import Any
 
-from tierwise.render.envoy import clusters, shadow
+from tierwise.render.envoy import clusters, endpoints, shadow
 from tierwise.render.envoy.fields import ADS, extension, typed
 from tierwise.render.envoy.protos import SECRET, TYPE_PREFIX, parse
 
@@ -103,7 +103,7 @@ def files(options: BootstrapOptions) -> dict[str, dict[str, Any]]:
 
 
 def bootstrap(options: BootstrapOptions) -> dict[str, Any]:
-    """The bootstrap, as JSON; `--service-node` and `--service-cluster` name the gateway.
+    """The bootstrap, as JSON; `--service-node` and `--service-cluster` name the gateway, `--service-zone` its zone.
 
     Raises:
         InvalidResource: it does not fit Envoy's API; a defect of Tierwise.
@@ -134,8 +134,9 @@ def bootstrap(options: BootstrapOptions) -> dict[str, Any]:
         },
         "static_resources": {
             "listeners": [_metrics(options), _drain(options), shadow.listener()],
-            "clusters": [_xds(options), _cluster(ADMIN_CLUSTER, _pipe(options)), shadow.cluster()],
+            "clusters": [_xds(options), _cluster(ADMIN_CLUSTER, _pipe(options)), shadow.cluster(), _gateways()],
         },
+        "cluster_manager": {"local_cluster_name": endpoints.GATEWAYS},
         "stats_config": {
             "histogram_bucket_settings": [
                 {"match": {"prefix": "tierwise."}, "buckets": [float(bound) for bound in LATENCY_BUCKETS_MS]}
@@ -172,6 +173,12 @@ def _cluster(name: str, address: dict[str, Any]) -> dict[str, Any]:
             "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
         },
     }
+
+
+def _gateways() -> dict[str, Any]:
+    """How many gateways each zone has. An operator of an older version does not say it: a gateway starts without."""
+    patient = {**ADS, "initial_fetch_timeout": "5s"}
+    return {"name": endpoints.GATEWAYS, "type": "EDS", "eds_cluster_config": {"eds_config": patient}}
 
 
 def _xds(options: BootstrapOptions) -> dict[str, Any]:

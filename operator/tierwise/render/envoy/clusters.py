@@ -183,7 +183,14 @@ def _balancer(options: GatewayOptions, *, sticky: bool) -> dict[str, Any]:
         return extension("maglev", f"{policies}.maglev.v3.Maglev", consistent_hashing_lb_config=bounded)
     # From a tenth of its share upwards.
     slowly = {"slow_start_window": seconds(options.slow_start_seconds), "min_weight_percent": {"value": 10}}
-    return extension("least_request", f"{policies}.least_request.v3.LeastRequest", slow_start_config=slowly)
+    # A gateway's own zone first, as long as no replica gets more than the others for it.
+    own_zone = {"zone_aware_lb_config": {"min_cluster_size": 2}}
+    return extension(
+        "least_request",
+        f"{policies}.least_request.v3.LeastRequest",
+        slow_start_config=slowly,
+        locality_lb_config=own_zone,
+    )
 
 
 def tls(host: str, ca_bundle: str | None, options: GatewayOptions) -> dict[str, Any]:

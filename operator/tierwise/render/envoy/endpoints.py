@@ -1,6 +1,7 @@
-"""Addresses of a tier's replicas."""
+"""Addresses of a tier's replicas, by zone, and how many gateways each zone has."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from tierwise.core.world import Endpoint
@@ -18,13 +19,13 @@ _REFUSES: dict[str, Any] = {
 # Priority 1 gets nothing as long as one host in a hundred of priority 0 is there.
 _POLICY: dict[str, Any] = {"overprovisioning_factor": 10_000}
 
+GATEWAYS = "tierwise.gateways"
+"""The cluster that the gateways are themselves; it leads nowhere. No namespace's name has a dot."""
+
 
 def assignment(cluster: str, addresses: Sequence[tuple[str, int]], hostname: str) -> dict[str, Any]:
     """Hosts of a cluster, and the one that refuses, for when there are none."""
-    hosts = [
-        {"endpoint": {"hostname": hostname, "address": {"socket_address": {"address": address, "port_value": port}}}}
-        for address, port in addresses
-    ]
+    hosts = [_host(hostname, address, port) for address, port in addresses]
     first = [{"priority": 0, "lb_endpoints": hosts}] if hosts else []
     return {"cluster_name": cluster, "endpoints": [*first, _REFUSES], "policy": _POLICY}
 
@@ -35,12 +36,40 @@ def relayed(cluster: str, hostname: str, *, usable: bool) -> dict[str, Any]:
     return {"cluster_name": cluster, "endpoints": [*first, _REFUSES], "policy": _POLICY}
 
 
-def usable(endpoints: Sequence[Endpoint]) -> list[tuple[str, int]]:
-    """Where new requests go: ready replicas, or, when none is, those that still serve while they terminate."""
+def usable(endpoints: Sequence[Endpoint]) -> list[tuple[str, str, int]]:
+    """Zone (empty: unknown), address and port of where new requests go, sorted.
+
+    Ready replicas, or, when none is, those that still serve while they terminate.
+    """
     chosen = [e for e in endpoints if e.ready] or [e for e in endpoints if e.serving]
-    return sorted({(e.address, e.port) for e in chosen})
+    return sorted({(e.zone or "", e.address, e.port) for e in chosen})
 
 
 def endpoints(cluster: str, found: Sequence[Endpoint], hostname: str) -> Resource:
     """The EDS resource of an in-cluster tier."""
-    return {"@type": ENDPOINTS, **assignment(cluster, usable(found), hostname)}
+    zones = [
+        {**_zone(zone), "priority": 0, "lb_endpoints": [_host(hostname, address, port) for _, address, port in hosts]}
+        for zone, hosts in groupby(usable(found), key=lambda each: each[0])
+    ]
+    return {"@type": ENDPOINTS, "cluster_name": cluster, "endpoints": [*zones, _REFUSES], "policy": _POLICY}
+
+
+def gateways(zones: Mapping[str, int]) -> Resource:
+    """How many gateways each zone has, in the form in which Envoy asks for it: a cluster of all of them.
+
+    No request goes there. The hosts are stand-ins, so that a Pod that is replaced in its zone changes nothing.
+    """
+    ports = iter(range(1, 1 + sum(zones.values())))
+    found = [
+        {**_zone(zone), "lb_endpoints": [_host("none", "127.0.0.1", next(ports)) for _ in range(count)]}
+        for zone, count in sorted(zones.items())
+    ]
+    return {"@type": ENDPOINTS, "cluster_name": GATEWAYS, "endpoints": found}
+
+
+def _zone(zone: str) -> dict[str, Any]:
+    return {"locality": {"zone": zone}} if zone else {}
+
+
+def _host(hostname: str, address: str, port: int) -> dict[str, Any]:
+    return {"endpoint": {"hostname": hostname, "address": {"socket_address": {"address": address, "port_value": port}}}}

@@ -37,6 +37,7 @@ from tierwise.render.envoy.fields import (
 from tierwise.render.envoy.options import DEFAULTS, GatewayOptions
 from tierwise.render.envoy.protos import (
     CLUSTER,
+    ENDPOINTS,
     EXTENSION,
     LISTENER,
     ROUTES,
@@ -140,6 +141,7 @@ class Renderer:
             LISTENER: {LISTENER_NAME: listener.listener(self._options), RELAY_LISTENER: relay.listener(self._options)},
             ROUTES: {DEFAULT_ROUTES: _default_routes(inputs if access is None else {})},
             SCOPE: scopes.default(),
+            ENDPOINTS: {endpoints.GATEWAYS: endpoints.gateways(world.gateway_zones)},
         }
         if access is not None and authentication is not None:
             shared[EXTENSION] = {consumers.API_KEYS: consumers.api_keys(access)}

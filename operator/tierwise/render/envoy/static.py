@@ -25,7 +25,10 @@ def bootstrap(base: Mapping[str, Any], resources: Resources, files: Mapping[str,
     at_home = _AtHome(resources, files or {})
     static = base["static_resources"]
     here: dict[str, list[Any]] = {
-        "clusters": [*static["clusters"], *map(at_home.cluster, _of(resources, CLUSTER))],
+        "clusters": [
+            *(at_home.cluster(each) if "eds_cluster_config" in each else each for each in static["clusters"]),
+            *map(at_home.cluster, _of(resources, CLUSTER)),
+        ],
         "listeners": [*static["listeners"], *map(at_home.plain, _of(resources, LISTENER))],
         "secrets": [at_home.plain(each) for each in _of(resources, SECRET)],
     }
