@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,6 +14,7 @@ import support
 from tierwise.devcluster import install
 from tierwise.devcluster.cluster import Cluster
 from tierwise.devcluster.errors import DevClusterError
+from tierwise.runtime import zones
 
 pytestmark = pytest.mark.slow
 
@@ -235,6 +238,21 @@ def test_only_the_gateways_pair_is_mounted_in_a_gateway(platform: Cluster) -> No
         secrets = {v["secret"]["secretName"] for v in pod["spec"]["volumes"] if "secret" in v}
         assert secrets == {"tierwise-xds-client"}
         assert pod["spec"]["automountServiceAccountToken"] is False
+
+
+def test_a_gateway_and_the_operator_know_its_zone(platform: Cluster) -> None:
+    """By the label that the API server copies from the node to the Pod."""
+    nodes = json.loads(platform.kubectl("get", "nodes", "-o", "json").stdout)["items"]
+    of_node = {node["metadata"]["name"]: node["metadata"]["labels"][zones.ZONE_LABEL] for node in nodes}
+    pods = support.pods(platform, install.NAMESPACE, zones.SELECTOR)
+    expected = Counter(of_node[pod["spec"]["nodeName"]] for pod in pods)
+    assert pods
+    assert zones.counted(pods) == expected
+    started = [path.read_bytes().split(b"\0") for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    for pod in pods:
+        name, zone = pod["metadata"]["name"], of_node[pod["spec"]["nodeName"]]
+        (arguments,) = [each for each in started if b"--service-zone" in each and name.encode() in each]
+        assert arguments[arguments.index(b"--service-zone") + 1] == zone.encode()
 
 
 async def streamed(client: httpx.AsyncClient, url: str, model: str, tokens: int) -> str:

@@ -11,6 +11,7 @@ import yaml
 from tierwise.core import engines
 from tierwise.render import autoscaler
 from tierwise.render.envoy import bootstrap
+from tierwise.runtime import zones
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "tierwise"
@@ -35,6 +36,16 @@ def test_envoys_files_are_those_of_the_renderer() -> None:
     for name, wanted in bootstrap.files(bootstrap.for_namespace("TIERWISE_NAMESPACE")).items():
         shipped = json.loads((CHART / "files" / f"envoy-{name}").read_text())
         assert shipped == wanted, f"charts/tierwise/files/envoy-{name} is not current"
+
+
+def test_a_gateway_takes_its_zone_from_where_the_operator_counts_it() -> None:
+    text = (CHART / "templates" / "gateway.yaml").read_text()
+    assert "- --service-zone\n            - $(POD_ZONE)\n" in text
+    source = f"valueFrom: {{fieldRef: {{fieldPath: \"metadata.labels['{zones.ZONE_LABEL}']\"}}}}"
+    assert f"- name: POD_ZONE\n              {source}\n" in text
+    name, component = zones.SELECTOR.split("=")
+    assert f'"component" "{component}"' in text
+    assert f"{name}: {{{{ .component }}}}" in (CHART / "templates" / "_helpers.tpl").read_text()
 
 
 def test_every_scaling_metric_of_a_preset_has_a_rule() -> None:

@@ -256,6 +256,16 @@ async def test_one_who_may_see_a_namespace_only_sees_that():
     assert "you may not read it" in unread["missing"][0]
 
 
+async def test_the_gateways_zones_are_shown_to_those_who_may_see_them():
+    metadata = {"name": "gateway-0", "namespace": "tierwise-system", "labels": {"topology.kubernetes.io/zone": "a"}}
+    ready = {"conditions": [{"type": "Ready", "status": "True"}]}
+    pod = {"kind": "Pod", "metadata": metadata, "status": ready}
+    for cluster, seen in ((FakeCluster(pod), {"a": 1}), (FakeCluster(pod, may_list="legal"), {})):
+        store = await served.from_cluster(cluster, (), fallback="legal")
+        await served.read_gateway_zones(cluster, store, "tierwise-system")
+        assert store.snapshot(datetime.now(UTC)).gateway_zones == seen
+
+
 async def test_the_operators_settings_are_its_deployments():
     cluster = FakeCluster(deployment(TIERWISE_AUTHENTICATION="false", TIERWISE_TRACING_ENDPOINT="otel:4317"))
     environment = await served.operators_environment(cluster, "tierwise-system")

@@ -114,6 +114,7 @@ async def _from_cluster(
         namespaces = [each for each in environment.get(f"{_PREFIX}NAMESPACES", "").split(",") if each]
         store = await served.from_cluster(cluster, namespaces, fallback=namespace)
         unreadable = await served.read_secrets(cluster, store)
+        await served.read_gateway_zones(cluster, store, operator_namespace)
         signed = await served.read_signing_key(cluster, store, operator_namespace)
         world = store.snapshot(datetime.now(UTC))
     return served.show(world, options, unreadable=unreadable, signed=signed), options

@@ -4,6 +4,7 @@
 policies' statuses.
 """
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from tierwise.errors import TierwiseError
 from tierwise.render.envoy import gateway, redact, secrets
 from tierwise.render.envoy.options import GatewayOptions
 from tierwise.render.envoy.protos import TYPE_PREFIX, message_class, to_json
-from tierwise.runtime import channel, objects
+from tierwise.runtime import channel, objects, zones
 from tierwise.runtime.secrets import decode
 from tierwise.runtime.store import ROUTES, Store
 
@@ -120,6 +121,13 @@ async def operators_environment(cluster: Cluster, namespace: str) -> dict[str, s
         for variable in container.get("env") or ()
         if "value" in variable
     }
+
+
+async def read_gateway_zones(cluster: Cluster, store: Store, namespace: str) -> None:
+    """How many gateways each zone has; none where they can not be seen."""
+    with contextlib.suppress(ClusterError):
+        found = await cluster.list(kinds.POD, namespace=namespace, label_selector=zones.SELECTOR)
+        store.put_gateway_zones(zones.counted(found.items))
 
 
 async def read_signing_key(cluster: Cluster, store: Store, namespace: str) -> bool:
