@@ -23,6 +23,9 @@ VIOLATIONS = int(os.environ.get("TIERWISE_AUDIT_VIOLATIONS", "60"))
 LEVELS = list(Sensitivity)
 HEADERS = [None, "", "nonsense", "Public,Restricted", "confidential", "RESTRICTED", *(level.value for level in LEVELS)]
 LEGAL = "legal"
+ENGINE = {"engine": "VLLM", "image": "vllm/vllm-openai:v0.24.0", "replicas": {"min": 1, "max": 4}}
+PICKED = {"inCluster": {**ENGINE, "endpointPickerRef": {"name": "epp", "failureMode": "FailOpen"}}}
+CLOSED = {"inCluster": {**ENGINE, "endpointPickerRef": {"name": "epp"}}}
 
 
 # Objects --------------------------------------------------------------------------------------------------------------
@@ -37,7 +40,7 @@ def some_world(dice):
         if dice.random() < 0.3:
             tiers.append(external(f"https://{name}.example/v1", name=name, clearance=clearance))
         else:
-            tiers.append(in_cluster(name=name, clearance=clearance))
+            tiers.append(in_cluster(name=name, clearance=clearance, **dice.choice([{}, {}, PICKED, CLOSED])))
     policies = [some_policy(dice, f"p{number}", names) for number in range(dice.randint(1, 2))]
     return world(tiers, policies)
 

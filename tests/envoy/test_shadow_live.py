@@ -176,6 +176,7 @@ async def test_copies_that_report_no_usage_are_bounded(lab, upstream):
     await received(lab, s, 3)
     s.fault = "500"  # costs nothing
     await lab.ask("legal/silent")
+    await received(lab, s, 4)  # a copy arrives when it does, not with the answer
     s.fault = "reset"  # may have cost something
     await lab.ask("legal/silent", max_tokens=9)
     sizes += len(a.seen[-1].body) - len("qwen3-8b") + len("legal/silent")

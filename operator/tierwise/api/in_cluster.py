@@ -6,8 +6,18 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from tierwise.api.base import ApiModel, Rule
-from tierwise.api.scalars import FreeForm, FrozenMap, Int, Money, PositiveDecimal, Quantity
-from tierwise.api.shapes import ATOMIC, Currency, Image, MetricName, UpstreamModel, UrlPath, list_map, unique
+from tierwise.api.scalars import Duration, FreeForm, FrozenMap, Int, Money, PositiveDecimal, Quantity
+from tierwise.api.shapes import (
+    ATOMIC,
+    Currency,
+    Image,
+    MetricName,
+    ObjectName,
+    UpstreamModel,
+    UrlPath,
+    list_map,
+    unique,
+)
 
 
 class Engine(StrEnum):
@@ -225,6 +235,40 @@ class EngineHealth(ApiModel):
     """Path that answers 200 when the engine can take requests, such as "/health"."""
 
 
+class PickerFailure(StrEnum):
+    """What happens to a request when its endpoint picker does not answer, as the inference extension names it."""
+
+    OPEN = "FailOpen"
+    CLOSE = "FailClose"
+
+
+_LONGEST_PICK_SECONDS = 60
+
+
+class EndpointPicker(ApiModel):
+    """A service that chooses the replica of each request, as the Gateway API Inference Extension has it."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "duration(self.timeout) <= duration('60s')",
+            "timeout must be at most 60s, as requests wait for it when the picker is silent: write a time such as "
+            '"500ms"',
+            lambda p: p.timeout.seconds <= _LONGEST_PICK_SECONDS,
+            "timeout",
+        ),
+    )
+
+    name: ObjectName
+    """Name of its Service, in the tier's namespace and no other: it sees prompts."""
+    port: Annotated[Int, Field(ge=1, le=65_535)] = 9002
+    """Port of its gRPC service, without TLS (`--secure-serving=false` of the extension's own picker)."""
+    failure_mode: PickerFailure = PickerFailure.CLOSE
+    """When it does not choose a replica in time. FailClose: the tier could not be reached, and the next one of the
+    fallback order is tried. FailOpen: the least busy replica takes the request."""
+    timeout: Duration = Field(default="500ms", validate_default=True)
+    """Longest wait for its choice, from the first byte sent to it, at most 60s."""
+
+
 _SIGNAL_FIELDS = {
     ScalingSignal.RUNNING_REQUESTS: "running_requests",
     ScalingSignal.WAITING_REQUESTS: "waiting_requests",
@@ -325,5 +369,9 @@ class InCluster(ApiModel):
     """Metrics of the engine. When absent: the engine's preset."""
     health: EngineHealth | None = None
     """Readiness of the engine. When absent: the engine's preset; required for Custom."""
+    endpoint_picker_ref: EndpointPicker | None = None
+    """Chooses the replica of each request, instead of the gateway: an endpoint picker as the Gateway API Inference
+    Extension defines it. It sees the prompts of requests to this tier. Which session goes to which replica then is
+    its matter."""
     termination_grace_period_seconds: Annotated[Int, Field(ge=0, le=3600)] = 120
     """Seconds that a replica gets to finish its requests before it is killed."""

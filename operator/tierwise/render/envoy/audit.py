@@ -16,6 +16,7 @@ from typing import Any
 from tierwise.api.scalars import Sensitivity
 from tierwise.core.sensitivity import UNSAFE
 from tierwise.errors import TierwiseError
+from tierwise.render.envoy import audit_picker
 from tierwise.render.envoy.bundle import ClassLimit, Limits, NamespaceBundle, Resource
 from tierwise.render.envoy.fields import (
     BYTES_HEADER,
@@ -335,6 +336,9 @@ def _clusters(bundle: NamespaceBundle, limits: Limits) -> Iterator[str]:
         namespace, _, tier = name.partition("/")
         if namespace != bundle.namespace or cluster["name"] != name:
             yield f"cluster {name} has another name, {cluster['name']}, or another namespace's"
+        if audit_picker.concerns(name, cluster, limits):
+            yield from audit_picker.violations(bundle, limits, name, cluster)
+            continue
         _filters(cluster)
         if cluster.get("type") == "STATIC":
             yield from _relayed(bundle, limits, name, cluster)

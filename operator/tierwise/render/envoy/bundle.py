@@ -54,6 +54,7 @@ class Limits:
         required: (policy, class) -> least sensitivity of its requests; class "": of the whole policy.
         owners: model -> name of the policy that it belongs to.
         hosts: external tier -> host of its URL.
+        pickers: in-cluster tier with an endpoint picker -> host and port of that.
         classes: policy -> its classes in order.
         callers: keys of the scopes of those who may call; None: nobody is asked who calls.
         identities: consumer -> what it is known by.
@@ -63,6 +64,7 @@ class Limits:
     required: Mapping[tuple[str, str], Sensitivity]
     owners: Mapping[str, str] = field(default_factory=dict)
     hosts: Mapping[str, str] = field(default_factory=dict)
+    pickers: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     classes: Mapping[str, tuple[ClassLimit, ...]] = field(default_factory=dict)
     callers: frozenset[str] | None = None
     identities: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

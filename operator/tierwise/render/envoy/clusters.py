@@ -6,11 +6,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tierwise.api.external import External, StreamUsage
+from tierwise.api.in_cluster import EndpointPicker
 from tierwise.api.model_tier import ModelTier
 from tierwise.core.world import Key
-from tierwise.render.envoy import endpoints, relay, upstream
+from tierwise.render.envoy import endpoints, picker, relay, upstream
 from tierwise.render.envoy.bundle import Resource
-from tierwise.render.envoy.fields import ADS, extension, metadata, seconds
+from tierwise.render.envoy.fields import ADS, PICKER_LISTENER, extension, metadata, seconds
 from tierwise.render.envoy.options import GatewayOptions
 from tierwise.render.envoy.protos import CLUSTER
 
@@ -70,6 +71,52 @@ def in_cluster(
             ]
         ),
     }
+
+
+def picked(
+    key: Key, tier: ModelTier, ref: EndpointPicker, removed: tuple[str, ...], options: GatewayOptions
+) -> dict[str, Resource]:
+    """An in-cluster tier with an endpoint picker: the clusters of its way, see `picker`.
+
+    Args:
+        key: of the tier.
+        tier: the tier.
+        ref: its picker.
+        removed: headers that no tier but their owner may see.
+        options: the gateway's settings.
+    """
+    own = str(key)
+    found: dict[str, Resource] = {}
+    for name, reset in picker.steps(own, ref, removed).items():
+        filters = [reset]
+        if name == own:
+            filters.append(
+                upstream.request_for_tier(
+                    model=_json_text(tier.spec.model), base="/v1", host=host_of(key), output_key="max_tokens"
+                )
+            )
+        found[name] = {
+            **_common(key, options),
+            "name": name,
+            "alt_stat_name": name.replace("/", "_").replace("@", "_"),
+            "type": "STATIC",
+            "load_assignment": endpoints.relayed(name, host_of(key), listener=PICKER_LISTENER),
+            "typed_extension_protocol_options": upstream.protocol_options(filters),
+        }
+        del found[name]["outlier_detection"]  # its host is the listener, which is well when replicas are not
+    replicas = picker.replicas(own)
+    least = picker.balancer(_balancer(options, sticky=False))
+    found[replicas] = {
+        **_common(key, options),
+        "name": replicas,
+        "alt_stat_name": f"{key.namespace}_{key.name}_replicas",
+        "type": "EDS",
+        "eds_cluster_config": {"eds_config": ADS},
+        "load_balancing_policy": {"policies": [{"typed_extension_config": least}]},
+        "typed_extension_protocol_options": upstream.protocol_options([upstream.reset(removed, ())]),
+    }
+    found[picker.service(own)] = picker.cluster(key, ref, dns())
+    return found
 
 
 def external(

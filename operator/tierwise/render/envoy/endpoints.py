@@ -7,6 +7,7 @@ from typing import Any
 from tierwise.core.world import Endpoint
 from tierwise.render.envoy import relay
 from tierwise.render.envoy.bundle import Resource
+from tierwise.render.envoy.fields import RELAY_LISTENER
 from tierwise.render.envoy.protos import ENDPOINTS
 
 # A cluster without hosts answers 503, and Envoy tries no other tier. This host refuses, and then it does.
@@ -30,9 +31,9 @@ def assignment(cluster: str, addresses: Sequence[tuple[str, int]], hostname: str
     return {"cluster_name": cluster, "endpoints": [*first, _REFUSES], "policy": _POLICY}
 
 
-def relayed(cluster: str, hostname: str, *, usable: bool) -> dict[str, Any]:
-    """The relay as a cluster's one host, or, when it is not `usable`, none but the one that refuses."""
-    first = [{"priority": 0, "lb_endpoints": [relay.host(hostname)]}] if usable else []
+def relayed(cluster: str, hostname: str, *, usable: bool = True, listener: str = RELAY_LISTENER) -> dict[str, Any]:
+    """An inner listener as a cluster's one host, or, when it is not `usable`, none but the one that refuses."""
+    first = [{"priority": 0, "lb_endpoints": [relay.host(hostname, listener)]}] if usable else []
     return {"cluster_name": cluster, "endpoints": [*first, _REFUSES], "policy": _POLICY}
 
 

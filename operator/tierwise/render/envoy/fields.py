@@ -22,6 +22,13 @@ PREFIX_HEADER = "x-tierwise-prefix"
 PROVIDER_HEADER = "x-tierwise-provider"
 ROUTE_HEADER = "x-tierwise-route"
 REQUEST_UNITS_HEADER = "x-tierwise-request-units"
+# On the way to a tier with an endpoint picker: see `picker`.
+PICK_HEADER = "x-tierwise-pick"
+PICK_STEP_HEADER = "x-tierwise-pick-step"
+PICK_AGAIN_HEADER = "x-tierwise-pick-again"
+PICKER_HEADER = "x-tierwise-picker"
+DESTINATION_HEADER = "x-gateway-destination-endpoint"
+"""In which an endpoint picker says, by its contract, the address of the replica."""
 TOKEN_UNITS_HEADER = "x-tierwise-token-units"  # noqa: S105 - the other kind of token
 
 # Request headers between the route that has a request copied and the listener that takes copies.
@@ -60,6 +67,7 @@ DEFAULT_ROUTES = "tierwise/default"
 """The RouteConfiguration that belongs to no namespace (a namespace's name has no slash)."""
 LISTENER_NAME = "tierwise"
 RELAY_LISTENER = "tierwise/providers"
+PICKER_LISTENER = "tierwise/pickers"
 NO_MODEL = "-"
 BAD_BODY = "!"
 

@@ -19,6 +19,7 @@ from tierwise.render.envoy import (
     limits,
     listener,
     models,
+    picker,
     relay,
     routes,
     scopes,
@@ -136,9 +137,13 @@ class Renderer:
                 invalid[namespace] = str(outcome)
             else:
                 bundles[namespace] = outcome
-        brought = tracing.collector(self._options.tracing)
+        brought = tracing.collector(self._options.tracing) | {picker.CALLS: picker.calls_cluster()}
         shared = {
-            LISTENER: {LISTENER_NAME: listener.listener(self._options), RELAY_LISTENER: relay.listener(self._options)},
+            LISTENER: {
+                LISTENER_NAME: listener.listener(self._options),
+                RELAY_LISTENER: relay.listener(self._options),
+                **picker.listeners(self._options),
+            },
             ROUTES: {DEFAULT_ROUTES: _default_routes(inputs if access is None else {})},
             SCOPE: scopes.default(),
             ENDPOINTS: {endpoints.GATEWAYS: endpoints.gateways(world.gateway_zones)},
@@ -146,8 +151,7 @@ class Renderer:
         if access is not None and authentication is not None:
             shared[EXTENSION] = {consumers.API_KEYS: consumers.api_keys(access)}
             brought |= consumers.jwks_clusters(authentication, self._options)
-        if brought:
-            shared[CLUSTER] = brought
+        shared[CLUSTER] = brought
         for resources in shared.values():
             for resource in resources.values():
                 encode(resource)
@@ -253,6 +257,12 @@ def _bundle(inputs: _Inputs, options: GatewayOptions) -> NamespaceBundle:
     credentials: dict[str, Resource] = {}
     for name, tier in tiers.items():
         key = Key(namespace, name)
+        ref = picker.of(tier)
+        if ref is not None:
+            found |= clusters.picked(key, tier, ref, removed, options)
+            replicas = picker.replicas(str(key))
+            assigned[replicas] = endpoints.endpoints(replicas, inputs.endpoints[name], clusters.host_of(key))
+            continue
         if tier.spec.external is None:
             found[str(key)] = clusters.in_cluster(key, tier, removed, options, sticky=name in sticky)
             assigned[str(key)] = endpoints.endpoints(str(key), inputs.endpoints[name], clusters.host_of(key))

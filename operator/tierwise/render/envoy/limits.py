@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from tierwise.api.model_tier import ModelTier
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.api.scalars import Sensitivity
-from tierwise.render.envoy import audit, errors, shadow
+from tierwise.render.envoy import audit, errors, picker, shadow
 from tierwise.render.envoy.bundle import ClassLimit, Limits, Resource
 from tierwise.render.envoy.fields import METADATA
 
@@ -43,6 +43,11 @@ def of_namespace(
             name: urlsplit(tier.spec.external.url).hostname or ""
             for name, tier in tiers.items()
             if tier.spec.external is not None
+        },
+        pickers={
+            name: (picker.host_of(tier.metadata.namespace, ref), ref.port)
+            for name, tier in tiers.items()
+            if (ref := picker.of(tier)) is not None
         },
         classes={
             name: tuple(

@@ -34,7 +34,8 @@ MOST_PROVIDERS = 10_000
 """Buckets that are kept; beyond, the one that was used longest ago is forgotten, and full when it comes back."""
 
 _MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
-_ROUTE_STATE = "tierwise.route"
+ROUTE_STATE = "tierwise.route"
+"""Filter state of an inner listener: on whose behalf it is asked."""
 
 
 def provider_cluster(cluster: str) -> str:
@@ -42,9 +43,9 @@ def provider_cluster(cluster: str) -> str:
     return cluster + PROVIDER
 
 
-def host(name: str) -> dict[str, Any]:
+def host(name: str, listener: str = RELAY_LISTENER) -> dict[str, Any]:
     """The internal listener as the one host of a cluster, under the name of the provider's host, for spans."""
-    address = {"envoy_internal_address": {"server_listener_name": RELAY_LISTENER}}
+    address = {"envoy_internal_address": {"server_listener_name": listener}}
     return {"endpoint": {"hostname": name, "address": address}}
 
 
@@ -130,10 +131,32 @@ def listener(options: GatewayOptions) -> Resource:
             "idle_timeout": seconds(options.idle_timeout_seconds),
         },
     }
+    filters = [_hold(), _limit("requests", REQUEST_UNITS_HEADER), _limit("tokens", TOKEN_UNITS_HEADER)]
+    return inner_listener(RELAY_LISTENER, "providers", filters, [route], _replies(), options)
+
+
+def inner_listener(
+    name: str,
+    stat_prefix: str,
+    filters: list[dict[str, Any]],
+    routes: list[dict[str, Any]],
+    replies: dict[str, Any],
+    options: GatewayOptions,
+) -> Resource:
+    """A listener without a socket, to which clusters lead.
+
+    Args:
+        name: its own.
+        stat_prefix: of its statistics.
+        filters: between the one that keeps on whose behalf a request is made and the router.
+        routes: for all requests.
+        replies: the local_reply_config.
+        options: the gateway's settings.
+    """
     manager = extension(
         "http",
         _MANAGER,
-        stat_prefix="providers",
+        stat_prefix=stat_prefix,
         # What the router on the other side sent arrives as it was: it has been checked and numbered.
         generate_request_id=False,
         preserve_external_request_id=True,
@@ -148,30 +171,28 @@ def listener(options: GatewayOptions) -> Resource:
                 "envoy.extensions.filters.http.set_filter_state.v3.Config",
                 on_request_headers=[
                     {
-                        "object_key": _ROUTE_STATE,
+                        "object_key": ROUTE_STATE,
                         "factory_key": "envoy.string",
                         "format_string": {"text_format_source": {"inline_string": f"%REQ({ROUTE_HEADER})%"}},
                     }
                 ],
             ),
-            _hold(),
-            _limit("requests", REQUEST_UNITS_HEADER),
-            _limit("tokens", TOKEN_UNITS_HEADER),
+            *filters,
             extension(
                 "envoy.filters.http.router",
                 "envoy.extensions.filters.http.router.v3.Router",
                 suppress_envoy_headers=True,
             ),
         ],
-        local_reply_config=_replies(),
+        local_reply_config=replies,
         route_config={
-            "name": "providers",
-            "virtual_hosts": [{"name": "providers", "domains": ["*"], "routes": [route]}],
+            "name": stat_prefix,
+            "virtual_hosts": [{"name": stat_prefix, "domains": ["*"], "routes": routes}],
         },
     )
     return {
         "@type": LISTENER,
-        "name": RELAY_LISTENER,
+        "name": name,
         "internal_listener": {},
         # What comes here has been let in already: neither counted twice, nor refused half-way.
         "ignore_global_conn_limit": True,
@@ -183,20 +204,14 @@ def listener(options: GatewayOptions) -> Resource:
 
 def _replies() -> dict[str, Any]:
     """What Envoy answers here in the provider's place."""
-    who = f"%FILTER_STATE({_ROUTE_STATE}:PLAIN)%"
+    who = f"%FILTER_STATE({ROUTE_STATE}:PLAIN)%"
     held = errors.error(
         f"The gateway held this request back, and no other tier of {who}, may answer (%RESP({HELD_HEADER})%: 'limit' "
         "is spec.external.limits of the tier, 'retry-after' a pause that its provider asked for)",
         "rate_limit_error",
         "rate_limit_exceeded",
     )
-    unreached = errors.error(
-        f"No tier of {who}, could answer (%RESPONSE_FLAGS%: %RESPONSE_CODE_DETAILS%)",
-        "server_error",
-        "no_tier_available",
-    )
     status = {"default_value": 429, "runtime_key": "tierwise.relay_status_429"}  # of this listener's own answers
-    flags = {"flags": ["UF", "UC", "UH", "UO", "UR", "LR", "NC", "UPE", "UT", "SI", "URX", "OM"]}
     return {
         "mappers": [
             {
@@ -204,11 +219,26 @@ def _replies() -> dict[str, Any]:
                 "status_code": 429,
                 "body_format_override": {"json_format": held},
             },
-            {
-                "filter": {"response_flag_filter": flags},
-                "status_code": 503,
-                "body_format_override": {"json_format": unreached},
-                "headers_to_add": [set_header(UNREACHED_HEADER, "%RESPONSE_FLAGS%")],
-            },
+            unreached({"response_flag_filter": {"flags": FLAGS}}, "%RESPONSE_FLAGS%"),
         ]
+    }
+
+
+FLAGS = ["UF", "UC", "UH", "UO", "UR", "LR", "NC", "UPE", "UT", "SI", "URX", "OM"]
+"""Response flags that say that a host was not reached, or did not answer."""
+
+
+def unreached(condition: dict[str, Any], flags: str) -> dict[str, Any]:
+    """A mapper of local replies: as the answer that a tier was not reached, for which routers try the next one.
+
+    Args:
+        condition: filter of the replies.
+        flags: what `UNREACHED_HEADER` says.
+    """
+    text = f"No tier of %FILTER_STATE({ROUTE_STATE}:PLAIN)%, could answer (%RESPONSE_FLAGS%: %RESPONSE_CODE_DETAILS%)"
+    return {
+        "filter": condition,
+        "status_code": 503,
+        "body_format_override": {"json_format": errors.error(text, "server_error", "no_tier_available")},
+        "headers_to_add": [set_header(UNREACHED_HEADER, flags)],
     }

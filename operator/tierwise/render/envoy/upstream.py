@@ -12,11 +12,16 @@ from tierwise.render.envoy.fields import (
     BYTES_HEADER,
     CLIENT_HEADER,
     CONSUMER_HEADER,
+    DESTINATION_HEADER,
     IDENTITY_HEADER,
     ISSUER_HEADER,
     METADATA,
     MODEL_HEADER,
     OUTPUT_HEADER,
+    PICK_AGAIN_HEADER,
+    PICK_HEADER,
+    PICK_STEP_HEADER,
+    PICKER_HEADER,
     PREFIX_HEADER,
     PROVIDER_HEADER,
     REQUEST_UNITS_HEADER,
@@ -56,6 +61,11 @@ PRIVATE_HEADERS = (
     ROUTE_HEADER,
     REQUEST_UNITS_HEADER,
     TOKEN_UNITS_HEADER,
+    PICK_HEADER,
+    PICK_AGAIN_HEADER,
+    PICK_STEP_HEADER,
+    PICKER_HEADER,
+    DESTINATION_HEADER,
     SHADOW_HEADER,
     *SHADOW_LABELS.values(),
     SHADOW_OUTPUT_HEADER,
@@ -81,9 +91,22 @@ Not among them: `x-envoy-attempt-count`. The log that counts arrivals reads it, 
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
-def reset(removed: tuple[str, ...], headers: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-    """Removes `removed`, and all that is private; then sets the tier's own headers."""
-    names = sorted({*CREDENTIAL_HEADERS, *PRIVATE_HEADERS, *removed})
+OF_ROUTE = (
+    f"RoutingPolicy %METADATA(ROUTE:{METADATA}:namespace)%/%METADATA(ROUTE:{METADATA}:policy)%"
+    f", class %METADATA(ROUTE:{METADATA}:class)%"
+)
+"""On whose behalf an attempt is made, for the errors of an inner listener."""
+
+
+def reset(removed: tuple[str, ...], headers: tuple[tuple[str, str], ...], *, read: str = "") -> dict[str, Any]:
+    """Removes `removed`, and all that is private; then sets the tier's own headers, one after the other.
+
+    Args:
+        removed: headers that no tier but their owner may see.
+        headers: names and values.
+        read: the one private header that is left for these values to read; they set it anew.
+    """
+    names = sorted({*CREDENTIAL_HEADERS, *PRIVATE_HEADERS, *removed} - {read})
     mutations: list[dict[str, Any]] = [{"remove": name} for name in names]
     mutations += [{"append": set_header(name, value)} for name, value in headers]
     return extension(
@@ -101,10 +124,8 @@ def relayed(removed: tuple[str, ...], provider: str, request_units: int) -> dict
         provider: the cluster.
         request_units: of the relay's bucket; 0: there is no limit.
     """
-    route = f"RoutingPolicy %METADATA(ROUTE:{METADATA}:namespace)%/%METADATA(ROUTE:{METADATA}:policy)%"
-    route += f", class %METADATA(ROUTE:{METADATA}:class)%"
     units = ((REQUEST_UNITS_HEADER, str(request_units)),) if request_units else ()
-    return reset(removed, ((PROVIDER_HEADER, provider), (ROUTE_HEADER, route), *units))
+    return reset(removed, ((PROVIDER_HEADER, provider), (ROUTE_HEADER, OF_ROUTE), *units))
 
 
 def for_provider(*, token_units: float, refuses_options: bool) -> dict[str, Any]:
