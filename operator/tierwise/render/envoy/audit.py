@@ -16,13 +16,13 @@ from typing import Any
 from tierwise.api.scalars import Sensitivity
 from tierwise.core.sensitivity import UNSAFE
 from tierwise.errors import TierwiseError
-from tierwise.render.envoy import audit_picker
+from tierwise.render.envoy import audit_clusters
+from tierwise.render.envoy.audit_form import Unknown, only
 from tierwise.render.envoy.bundle import ClassLimit, Limits, NamespaceBundle, Resource
 from tierwise.render.envoy.fields import (
     BYTES_HEADER,
     IDENTITY_HEADER,
     METADATA,
-    PROVIDER_HEADER,
     SENSITIVITY_HEADER,
 )
 
@@ -32,19 +32,32 @@ PREFIX = UNSAFE
 _GROUPS = "envoy.extensions.router.cluster_specifiers.priority_group.v3.PriorityGroupClusterSpecifier"
 _ROUTE_LIST = "envoy.config.route.v3.RouteList"
 _ROUTE = "envoy.config.route.v3.Route"
-_DNS = "envoy.extensions.clusters.dns.v3.DnsCluster"
-_HEADERS = "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation"
-_LUA = "envoy.extensions.filters.http.lua.v3.Lua"
 _LUA_OF_ROUTE = "envoy.extensions.filters.http.lua.v3.LuaPerRoute"
-_CODEC = "envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec"
-_INJECTOR = "envoy.extensions.filters.http.credential_injector.v3.CredentialInjector"
-_KINDS = {_HEADERS, _CODEC, _INJECTOR}
-_HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-_SCRIPTS = {"tierwise.request", "tierwise.external"}
-_RELAY = "tierwise/providers"
-_PROVIDER = "@provider"
-_REFUSES = ("127.0.0.1", 1)
-"""Stands in a cluster for hosts that are not there; nothing listens."""
+_COPY_FOR = "x-tierwise-shadow"
+_ROUTE_FIELDS = {
+    "name",
+    "match",
+    "metadata",
+    "route",
+    "direct_response",
+    "response_headers_to_add",
+    "typed_per_filter_config",
+    "@type",
+}
+_SCRIPT = {"@type", "name", "filter_context"}
+_MATCH = {"safe_regex", "prefix", "path", "headers"}
+_RETRIES = {
+    "retry_on",
+    "num_retries",
+    "refresh_cluster_on_retry",
+    "retry_back_off",
+    "retry_host_predicate",
+    "host_selection_retry_max_attempts",
+    "retriable_status_codes",
+    "retriable_headers",
+    "per_try_timeout",
+}
+
 
 _NAMES = {level.value.lower(): level for level in Sensitivity}
 _PROBES: tuple[str | None, ...] = (
@@ -76,58 +89,13 @@ _ACTION = {
 _MIRROR = {"cluster", "runtime_fraction", "request_headers_mutations"}
 _COPIES = "tierwise_shadow"
 """The cluster to which requests are copied; the one header below says where a copy goes from there."""
-_COPY_FOR = "x-tierwise-shadow"
-_ROUTE_FIELDS = {
-    "name",
-    "match",
-    "metadata",
-    "route",
-    "direct_response",
-    "response_headers_to_add",
-    "typed_per_filter_config",
-    "@type",
-}
-_SCRIPT = {"@type", "name", "filter_context"}
-_MATCH = {"safe_regex", "prefix", "path", "headers"}
-_RETRIES = {
-    "retry_on",
-    "num_retries",
-    "refresh_cluster_on_retry",
-    "retry_back_off",
-    "retry_host_predicate",
-    "host_selection_retry_max_attempts",
-    "retriable_status_codes",
-    "retriable_headers",
-    "per_try_timeout",
-}
-_CLUSTER = {
-    "@type",
-    "name",
-    "alt_stat_name",
-    "metadata",
-    "connect_timeout",
-    "per_connection_buffer_limit_bytes",
-    "circuit_breakers",
-    "outlier_detection",
-    "type",
-    "cluster_type",
-    "eds_cluster_config",
-    "load_assignment",
-    "load_balancing_policy",
-    "typed_extension_protocol_options",
-    "transport_socket",
-}
 
 
 class UncheckableError(TierwiseError):
     """Routes have another form than the one that is understood."""
 
 
-class _Unknown(Exception):  # noqa: N818 - never leaves this module
-    """A resource has another form than the one that is understood."""
-
-
-_MISSHAPEN = (_Unknown, KeyError, TypeError, ValueError, AttributeError, StopIteration, re.error)
+_MISSHAPEN = (Unknown, KeyError, TypeError, ValueError, AttributeError, StopIteration, re.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +172,7 @@ def audit(bundle: NamespaceBundle, limits: Limits) -> tuple[str, ...]:
         limits: of the objects as they are now.
     """
     try:
-        found = [*_clusters(bundle, limits)]
+        found = [*audit_clusters.violations(bundle, limits)]
         if bundle.routes is not None:
             for model, routes in _route_lists(bundle.routes, bundle.namespace):
                 found += _violations(bundle, limits, model, routes)
@@ -244,7 +212,7 @@ def _violations(bundle: NamespaceBundle, limits: Limits, model: str, routes: Seq
 
 def _levels(model: str, routes: Sequence[_Taken], limits: Limits) -> Iterator[Sensitivity | None]:
     if len({route.path for route in routes if route.clusters}) > 1:
-        raise _Unknown(f"routes of model {model} that lead to tiers differ in their paths")
+        raise Unknown(f"routes of model {model} that lead to tiers differ in their paths")
     owner = limits.owners.get(model, "")
     classes = [one for one in limits.classes.get(owner, ()) if _asked_by(one, model, limits) is not None]
     wanted = [frozenset(map(_canonical, _asked_by(one, model, limits) or ())) for one in classes]
@@ -329,108 +297,33 @@ class _Reached:
                 yield level
 
 
-def _clusters(bundle: NamespaceBundle, limits: Limits) -> Iterator[str]:
-    """Clusters that lead elsewhere than to the tier that they are named after."""
-    for name, cluster in bundle.clusters.items():
-        _only(cluster, _CLUSTER, f"cluster {name}")
-        namespace, _, tier = name.partition("/")
-        if namespace != bundle.namespace or cluster["name"] != name:
-            yield f"cluster {name} has another name, {cluster['name']}, or another namespace's"
-        if audit_picker.concerns(name, cluster, limits):
-            yield from audit_picker.violations(bundle, limits, name, cluster)
-            continue
-        _filters(cluster)
-        if cluster.get("type") == "STATIC":
-            yield from _relayed(bundle, limits, name, cluster)
-            continue
-        tier = tier.removesuffix(_PROVIDER)
-        host = limits.hosts.get(tier)
-        if cluster.get("type") == "EDS":
-            _only(cluster["eds_cluster_config"], {"eds_config"}, f"endpoints of cluster {name}")
-            if host is not None:
-                yield f"cluster {name} leads into the cluster, and tier {tier} is external"
-            continue
-        if cluster["cluster_type"]["typed_config"]["@type"].rpartition("/")[2] != _DNS:
-            raise _Unknown(f"cluster {name} is of type {cluster['cluster_type']['typed_config']['@type']}")
-        for address in _addresses(cluster["load_assignment"]):
-            if address != _REFUSES and (host is None or address[0].lower() != host.lower()):
-                yield f"cluster {name} leads to {address[0]}, and tier {tier} to {host or 'replicas'}"
-
-
-def _relayed(bundle: NamespaceBundle, limits: Limits, name: str, cluster: Resource) -> Iterator[str]:
-    """A cluster whose host is the relay: its header names the cluster that the relay takes, its own provider's."""
-    if limits.hosts.get(name.rpartition("/")[2]) is None:
-        yield f"cluster {name} leads to the relay for providers, and its tier is none"
-    for locality in cluster["load_assignment"]["endpoints"]:
-        for one in locality["lb_endpoints"]:
-            address = one["endpoint"]["address"]
-            inside = address.get("envoy_internal_address", {})
-            socket = address.get("socket_address", {})
-            refuses = (socket.get("address"), socket.get("port_value")) == _REFUSES
-            if not refuses and inside != {"server_listener_name": _RELAY}:
-                yield f"cluster {name} leads to {address}, and not to the relay"
-    named = [
-        mutation["append"]["header"]["value"]
-        for one in _chain(cluster)
-        if one["typed_config"]["@type"].rpartition("/")[2] == _HEADERS
-        for mutation in one["typed_config"]["mutations"]["request_mutations"]
-        if mutation.get("append", {}).get("header", {}).get("key", "").lower() == PROVIDER_HEADER
-    ]
-    if named != [name + _PROVIDER]:
-        yield f"cluster {name} has the relay take {', '.join(named) or 'what the client says'}"
-    if name + _PROVIDER not in bundle.clusters:
-        yield f"cluster {name} leads to {name + _PROVIDER}, which does not exist"
-
-
-def _filters(cluster: Resource) -> None:
-    """Filters of an attempt could send it elsewhere: only those that are known."""
-    for one in _chain(cluster):
-        kind = one["typed_config"]["@type"].rpartition("/")[2]
-        if kind not in _KINDS and not (kind == _LUA and one["name"] in _SCRIPTS):
-            raise _Unknown(f"cluster {cluster['name']} has the filter {one['name']}")
-
-
-def _chain(cluster: Resource) -> Sequence[Resource]:
-    options = cluster["typed_extension_protocol_options"]
-    _only(options, {_HTTP_OPTIONS}, f"options of cluster {cluster['name']}")
-    filters: Sequence[Resource] = options[_HTTP_OPTIONS]["http_filters"]
-    return filters
-
-
-def _addresses(assignment: Resource) -> Iterator[tuple[str, int]]:
-    for locality in assignment["endpoints"]:
-        for one in locality["lb_endpoints"]:
-            address = one["endpoint"]["address"]["socket_address"]
-            yield str(address["address"]), int(address["port_value"])
-
-
 def _route_lists(configuration: Resource, namespace: str) -> Iterator[tuple[str, list[_Taken]]]:
     """Model -> its routes in order."""
-    _only(configuration, _CONFIGURATION, "the route configuration")
+    only(configuration, _CONFIGURATION, "the route configuration")
     if configuration["name"] != namespace:
-        raise _Unknown(f"the route configuration is called {configuration['name']}")
+        raise Unknown(f"the route configuration is called {configuration['name']}")
     for host in configuration["virtual_hosts"]:
-        _only(host, _HOST, "the virtual host")
+        only(host, _HOST, "the virtual host")
         matcher = host["matcher"]
-        _only(matcher, {"matcher_tree", "on_no_match"}, "the matcher")
+        only(matcher, {"matcher_tree", "on_no_match"}, "the matcher")
         tree = matcher["matcher_tree"]
-        _only(tree, {"input", "exact_match_map"}, "the matcher tree")
+        only(tree, {"input", "exact_match_map"}, "the matcher tree")
         for model, leaf in tree["exact_match_map"]["map"].items():
             config = leaf["action"]["typed_config"]
             if config["@type"].rpartition("/")[2] != _ROUTE_LIST:
-                raise _Unknown(f"the action of model {model} is a {config['@type']}")
+                raise Unknown(f"the action of model {model} is a {config['@type']}")
             yield model, [_taken(route) for route in config["routes"]]
         rest = matcher["on_no_match"]["action"]["typed_config"]
         if rest["@type"].rpartition("/")[2] != _ROUTE:
-            raise _Unknown(f"the action of other models is a {rest['@type']}")
+            raise Unknown(f"the action of other models is a {rest['@type']}")
         yield "(any other)", [_taken(rest)]
 
 
 def _taken(route: Resource) -> _Taken:
     name = str(route.get("name", "(without a name)"))
-    _only(route, _ROUTE_FIELDS, f"route {name}")
+    only(route, _ROUTE_FIELDS, f"route {name}")
     match = route["match"]
-    _only(match, _MATCH, f"the match of route {name}")
+    only(match, _MATCH, f"the match of route {name}")
     headers = match.get("headers", ())
     levels = tuple(_condition(one) for one in headers if one["name"].lower() == SENSITIVITY_HEADER)
     other = frozenset(_canonical(one) for one in headers if one["name"].lower() != SENSITIVITY_HEADER)
@@ -441,25 +334,25 @@ def _taken(route: Resource) -> _Taken:
         # It has no words of its own: it names a script of the listener, which sets one header and reads no other.
         kind = script["@type"].rpartition("/")[2]
         if (key, script.get("name"), kind) != ("tierwise.prefix", "prefix", _LUA_OF_ROUTE):
-            raise _Unknown(f"route {name} configures the filter {key}")
-        _only(script, _SCRIPT, f"the script of route {name}")
+            raise Unknown(f"route {name} configures the filter {key}")
+        only(script, _SCRIPT, f"the script of route {name}")
     if ("route" in route) == ("direct_response" in route):
-        raise _Unknown(f"route {name} neither answers nor leads to tiers, or both")
+        raise Unknown(f"route {name} neither answers nor leads to tiers, or both")
     clusters = tuple(dict.fromkeys(_reached(route["route"], name))) if "route" in route else ()
     return _Taken(name, path, other, levels, policy, class_name, clusters)
 
 
 def _reached(action: Resource, name: str) -> Iterator[str]:
-    _only(action, _ACTION, f"the action of route {name}")
-    _only(action.get("retry_policy", {}), _RETRIES, f"the retries of route {name}")
+    only(action, _ACTION, f"the action of route {name}")
+    only(action.get("retry_policy", {}), _RETRIES, f"the retries of route {name}")
     config = action["inline_cluster_specifier_plugin"]["extension"]["typed_config"]
     if config["@type"].rpartition("/")[2] != _GROUPS:
-        raise _Unknown(f"route {name} chooses its cluster by {config['@type']}")
-    _only(config, {"@type", "priority_groups", "use_hash_policy"}, f"the clusters of route {name}")
+        raise Unknown(f"route {name} chooses its cluster by {config['@type']}")
+    only(config, {"@type", "priority_groups", "use_hash_policy"}, f"the clusters of route {name}")
     for group in config["priority_groups"]:
-        _only(group, {"name", "clusters"}, f"a group of route {name}")
+        only(group, {"name", "clusters"}, f"a group of route {name}")
         for one in group["clusters"]:
-            _only(one, {"cluster_name", "weight"}, f"a cluster of route {name}")
+            only(one, {"cluster_name", "weight"}, f"a cluster of route {name}")
             yield str(one["cluster_name"])
     for mirror in action.get("request_mirror_policies", ()):
         yield _copied_to(mirror, name)
@@ -467,32 +360,32 @@ def _reached(action: Resource, name: str) -> Iterator[str]:
 
 def _copied_to(mirror: Resource, name: str) -> str:
     """The tier's cluster that a copy ends at: by the one header that says so, whose value nothing else may change."""
-    _only(mirror, _MIRROR, f"a mirror of route {name}")
+    only(mirror, _MIRROR, f"a mirror of route {name}")
     if mirror["cluster"] != _COPIES:
         return str(mirror["cluster"])
     said: list[str] = []
     for mutation in mirror["request_headers_mutations"]:
-        _only(mutation, {"append"}, f"a mirror of route {name}")
-        _only(mutation["append"], {"header", "append_action"}, f"a mirror of route {name}")
+        only(mutation, {"append"}, f"a mirror of route {name}")
+        only(mutation["append"], {"header", "append_action"}, f"a mirror of route {name}")
         header = mutation["append"]["header"]
-        _only(header, {"key", "value"}, f"a mirror of route {name}")
+        only(header, {"key", "value"}, f"a mirror of route {name}")
         if header["key"].lower() != _COPY_FOR:
             continue
         if mutation["append"].get("append_action") != "OVERWRITE_IF_EXISTS_OR_ADD" or "%" in header["value"]:
-            raise _Unknown(f"a mirror of route {name} does not say plainly where copies go")
+            raise Unknown(f"a mirror of route {name} does not say plainly where copies go")
         said.append(str(header["value"]))
     if len(said) != 1:
-        raise _Unknown(f"a mirror of route {name} says {len(said)} times where copies go")
+        raise Unknown(f"a mirror of route {name} says {len(said)} times where copies go")
     return said[0]
 
 
 def _condition(header: Resource) -> _Condition:
     inverted = bool(header.get("invert_match", False))
     if header.get("present_match") is True:
-        _only(header, {"name", "present_match", "invert_match"}, "a condition on the sensitivity")
+        only(header, {"name", "present_match", "invert_match"}, "a condition on the sensitivity")
         return _Condition(None, inverted)
-    _only(header, {"name", "string_match", "invert_match"}, "a condition on the sensitivity")
-    _only(header["string_match"], {"safe_regex"}, "a condition on the sensitivity")
+    only(header, {"name", "string_match", "invert_match"}, "a condition on the sensitivity")
+    only(header["string_match"], {"safe_regex"}, "a condition on the sensitivity")
     return _Condition(str(header["string_match"]["safe_regex"]["regex"]), inverted)
 
 
@@ -500,10 +393,3 @@ def _canonical(value: Any) -> str:  # noqa: ANN401 - any JSON value
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{name}:{_canonical(value[name])}" for name in sorted(value)) + "}"
     return repr(value)
-
-
-def _only(found: Resource, known: set[str], where: str) -> None:
-    """What is not understood could be a way out."""
-    more = sorted(set(found) - known)
-    if more:
-        raise _Unknown(f"{where} has {', '.join(more)}")

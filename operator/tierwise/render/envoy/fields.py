@@ -39,6 +39,34 @@ SHADOW_LABELS = {name: f"x-tierwise-shadow-{name}" for name in ("namespace", "po
 SHADOW_OUTPUT_HEADER = "x-tierwise-shadow-max-output"
 """Most output tokens of a copy that states none."""
 
+GATEWAY_HEADERS = (
+    MODEL_HEADER,
+    REQUESTED_HEADER,
+    SCOPE_HEADER,
+    BYTES_HEADER,
+    CLIENT_HEADER,
+    ISSUER_HEADER,
+    SUBJECT_HEADER,
+    IDENTITY_HEADER,
+    CONSUMER_HEADER,
+    OUTPUT_HEADER,
+    THROTTLE_HEADER,
+    PREFIX_HEADER,
+    PROVIDER_HEADER,
+    ROUTE_HEADER,
+    REQUEST_UNITS_HEADER,
+    TOKEN_UNITS_HEADER,
+    PICK_HEADER,
+    PICK_AGAIN_HEADER,
+    PICK_STEP_HEADER,
+    PICKER_HEADER,
+    DESTINATION_HEADER,
+    SHADOW_HEADER,
+    *SHADOW_LABELS.values(),
+    SHADOW_OUTPUT_HEADER,
+)
+"""All of these: clients can not set them, and no tier gets to see them."""
+
 # What clients may send, and what they get back.
 SENSITIVITY_HEADER = "x-tierwise-sensitivity"
 TIER_HEADER = "x-tierwise-tier"
