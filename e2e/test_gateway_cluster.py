@@ -138,7 +138,7 @@ def test_tokens_reach_prometheus_with_their_tier_policy_class_and_namespace(
     labels = f'tierwise_namespace="{OTHER}",tierwise_policy="chat",tierwise_class="all"'
 
     def total(name: str) -> float:
-        # With the last word of gateways that are gone: one that still drains when the count begins would be missed later.
+        # With the last word of gateways that are gone: one that still drains now would be missed later.
         query = f"sum(last_over_time(envoy_tierwise_{name}{{{labels}}}[15m]))"
         result = httpx.get(f"http://{address}/api/v1/query", params={"query": query}, timeout=5).json()["data"][
             "result"
