@@ -23,7 +23,7 @@ $(STAMP): requirements/dev.txt pyproject.toml
 
 setup: $(STAMP)  ## Virtual environment with everything locked by hash
 
-cluster-binaries: setup  ## Build the control plane, Prometheus, Helm and CoreDNS (about 7 minutes the first time)
+cluster-binaries: setup  ## Build the control plane, Prometheus, Helm and CoreDNS (about 8 minutes the first time)
 	$(BIN)/tierwise cluster build
 
 demo: setup  ## Set everything up and run the main job: make demo DEMO_ARGS="--minutes 3"

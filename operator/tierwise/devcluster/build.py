@@ -191,7 +191,7 @@ def _build(wanted: Binaries, console: Console) -> None:
         with _progress(console) as progress:
             task = progress.add_task("fetching Go modules", total=None)
             if not console.is_terminal:
-                console.print("fetching Go modules; then compiling, which takes about 7 minutes the first time")
+                console.print("fetching Go modules; then compiling, which takes about 8 minutes the first time")
             stale = _go_run(
                 go, env, ["list", "-deps", "-f", "{{if .Stale}}{{.ImportPath}}{{end}}", *options, *packages]
             )
