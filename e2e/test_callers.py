@@ -99,7 +99,8 @@ def test_a_key_is_rotated_and_revoked_without_a_restart(
     support.until(lambda: gateway(KEYS[NAMESPACE]).status_code == 200, seconds=30, what="the first key is back")
 
 
-def test_a_key_in_a_secret_that_is_missing_is_told(platform: Cluster, gateway: Callable[..., httpx.Response]) -> None:  # noqa: ARG001
+@pytest.mark.usefixtures("gateway")
+def test_a_key_in_a_secret_that_is_missing_is_told(platform: Cluster) -> None:
     support.apply(platform, NAMESPACE, consumer("lost", {"name": "nowhere"}))
     path = '{range .status.conditions[?(@.type=="Ready")]}{.reason} {.message}{end}'
 

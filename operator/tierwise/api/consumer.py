@@ -1,12 +1,11 @@
 """Consumer: a caller of a namespace's models, and what it proves itself with."""
 
-import re
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from tierwise.api.base import ApiModel, Rule, StatusModel
-from tierwise.api.meta import ApiObject, Conditions, Kind, PrinterColumn, Time
+from tierwise.api.meta import NAME_IN_METRICS, ApiObject, Conditions, Kind, PrinterColumn, Time
 from tierwise.api.scalars import Bool, Int
 from tierwise.api.shapes import ATOMIC, Issuer, ObjectName, SecretKey, Subject, unique
 
@@ -78,15 +77,7 @@ class ConsumerStatus(StatusModel):
 class Consumer(ApiObject[ConsumerSpec, ConsumerStatus]):
     """A caller of this namespace's models: what it proves itself with. It reaches no other namespace's."""
 
-    RULES: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            "self.metadata.name.size() <= 63 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
-            'metadata.name must be at most 63 lower-case letters, digits and "-": it shows in metrics; choose another '
-            "name",
-            lambda o: re.fullmatch("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", o.metadata.name) is not None,
-            "metadata.name",
-        ),
-    )
+    RULES: ClassVar[tuple[Rule, ...]] = (NAME_IN_METRICS,)
     KIND: ClassVar[Kind] = Kind(
         kind="Consumer",
         plural="consumers",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, WithJsonSchema
 
-from tierwise.api.base import ApiModel, FieldError, InvalidObject, StatusModel, field_errors
+from tierwise.api.base import ApiModel, FieldError, InvalidObject, Rule, StatusModel, field_errors
 from tierwise.api.scalars import FrozenMap, Int
 
 GROUP = "tierwise.dev"
@@ -115,6 +116,15 @@ class ObjectMeta(StatusModel):
     annotations: FrozenMap[str] = FrozenMap()
     owner_references: tuple[OwnerReference, ...] = ()
     finalizers: tuple[str, ...] = ()
+
+
+NAME_IN_METRICS = Rule(
+    "self.metadata.name.size() <= 63 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
+    'metadata.name must be at most 63 lower-case letters, digits and "-": it shows in metrics; choose another name',
+    lambda o: re.fullmatch("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", o.metadata.name) is not None,
+    "metadata.name",
+)
+"""Of kinds whose name is a label of metrics."""
 
 
 @dataclass(frozen=True, slots=True)

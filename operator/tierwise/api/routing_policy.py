@@ -1,13 +1,12 @@
 """RoutingPolicy: which models clients may ask for, and how their requests are spread over tiers."""
 
-import re
 from enum import StrEnum
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from tierwise.api.base import ApiModel, Rule
-from tierwise.api.meta import ApiObject, Kind, PrinterColumn
+from tierwise.api.meta import NAME_IN_METRICS, ApiObject, Kind, PrinterColumn
 from tierwise.api.routing_class import RoutingClass
 from tierwise.api.routing_policy_status import RoutingPolicyStatus
 from tierwise.api.scalars import Bool, Duration, Int, Percent, Sensitivity
@@ -145,15 +144,7 @@ class RoutingPolicySpec(ApiModel):
 class RoutingPolicy(ApiObject[RoutingPolicySpec, RoutingPolicyStatus]):
     """Which models clients may ask for, what their requests are promised, and which tiers may answer."""
 
-    RULES: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            "self.metadata.name.size() <= 63 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
-            'metadata.name must be at most 63 lower-case letters, digits and "-": it shows in metrics; choose another '
-            "name",
-            lambda o: re.fullmatch("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", o.metadata.name) is not None,
-            "metadata.name",
-        ),
-    )
+    RULES: ClassVar[tuple[Rule, ...]] = (NAME_IN_METRICS,)
     KIND: ClassVar[Kind] = Kind(
         kind="RoutingPolicy",
         plural="routingpolicies",

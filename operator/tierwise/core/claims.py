@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
+from tierwise.api.meta import ApiObject
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.core.world import Key
 
@@ -55,7 +57,7 @@ class Claims:
         return tuple(conflict for conflict in self.conflicts if conflict.policy == policy)
 
 
-def age_order(item: tuple[Key, RoutingPolicy]) -> tuple[datetime, str, Key]:
+def age_order(item: tuple[Key, ApiObject[Any, Any]]) -> tuple[datetime, str, Key]:
     """Sorts oldest first: creation time, then uid. What the API server has not stamped yet comes last."""
     key, policy = item
     return policy.metadata.creation_timestamp or _NO_TIME, policy.metadata.uid, key

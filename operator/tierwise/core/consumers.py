@@ -6,18 +6,17 @@ oldest has it, the others are told. What is doubtful is refused.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 
 from tierwise.api.consumer import ApiKey, Consumer, ConsumerStatus
 from tierwise.core import conditions
+from tierwise.core.claims import age_order
 from tierwise.core.conditions import Finding
 from tierwise.core.world import Key, World
 
 MIN_KEY_LENGTH = 20
 """Characters: what a machine draws has at least 120 bits then; passwords that people choose do not belong here."""
 MAX_KEY_LENGTH = 512
-
-_NO_TIME = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -77,7 +76,7 @@ def settle(world: World) -> Access:
     problems: dict[Key, list[Problem]] = {}
     accepted: dict[Key, int] = {}
     expiries: dict[Key, datetime] = {}
-    for key, consumer in sorted(world.consumers.items(), key=_age):
+    for key, consumer in sorted(world.consumers.items(), key=age_order):
         wrong = problems.setdefault(key, [])
         accepted[key] = 0
         if consumer.spec.suspend or consumer.metadata.deletion_timestamp is not None:
@@ -136,11 +135,6 @@ def _findings(access: Access, key: Key, consumer: Consumer) -> tuple[Finding, ..
     if all(problem.lasting for problem in problems):
         return conditions.stalled(problems[0].reason, message)
     return (conditions.not_ready(problems[0].reason, message),)
-
-
-def _age(item: tuple[Key, Consumer]) -> tuple[datetime, str, Key]:
-    key, consumer = item
-    return consumer.metadata.creation_timestamp or _NO_TIME, consumer.metadata.uid, key
 
 
 def _value(world: World, key: Key, one: ApiKey) -> str | Problem:

@@ -206,7 +206,7 @@ _FIELDS = {"name", "issuer", "audiences", "claim", "jwks", "jwksURI", "caBundle"
 def _read_issuer(number: int, given: object) -> JwtIssuer:
     where = f"gateway.authentication.jwt[{number}]"
     if not isinstance(given, Mapping):
-        raise ValueError(f"{where}: write an object with name, issuer, audiences and jwksURI or jwks")  # noqa: TRY004
+        raise ValueError(f"{where}: write an object with name, issuer, audiences and jwksURI or jwks")  # noqa: TRY004 - the caller's one error
     unknown = sorted({*given} - _FIELDS)
     if unknown:
         raise ValueError(f"{where}: {', '.join(unknown)}: not known, write {', '.join(sorted(_FIELDS))}")

@@ -139,7 +139,9 @@ class _Policy:
         held = ceiling.of_class(self.budgets, self.key.name, routing_class.name)
         if held.denied is not None:
             return [
-                self._route(routing_class, conditions, "Denied", errors.over_budget(self.key.namespace, held.denied))
+                self._route(
+                    routing_class, held, conditions, "Denied", errors.over_budget(self.key.namespace, held.denied)
+                )
             ]
         least = sensitivity.effective(self.policy, routing_class)
         levels = sorted((level for level in Sensitivity if level >= least), reverse=True)
@@ -158,16 +160,20 @@ class _Policy:
                 continue  # the class's own route does the same
             headers = conditions + (_raised_to(level) if level > least else [])
             action = self._action(routing_class, plans[level], shadows[level], level)
-            routes.append(self._route(routing_class, headers, level.value, action))
+            routes.append(self._route(routing_class, held, headers, level.value, action))
         return routes
 
     def _route(
-        self, routing_class: RoutingClass, headers: list[dict[str, Any]], name: str, action: dict[str, Any]
+        self,
+        routing_class: RoutingClass,
+        held: ceiling.Ceiling,
+        headers: list[dict[str, Any]],
+        name: str,
+        action: dict[str, Any],
     ) -> dict[str, Any]:
         match: dict[str, Any] = {"safe_regex": {"regex": ENDPOINTS}}
         if headers:
             match["headers"] = headers
-        held = ceiling.of_class(self.budgets, self.key.name, routing_class.name)
         limits = routing_class.limits
         assumed = (limits.max_output_tokens if limits is not None else None) or throttle.ASSUMED_TOKENS
         limited = (
