@@ -20,6 +20,7 @@ from tierwise.api.model_tier import ModelTier
 from tierwise.api.namespace_budget import NamespaceBudget
 from tierwise.api.routing_policy import RebalanceMode, RoutingPolicy
 from tierwise.core import (
+    accounts,
     budget_status,
     claims,
     conditions,
@@ -172,7 +173,7 @@ def _accounts(world: World, seen: Situation, draft: _Draft) -> None:
         if key.namespace != seen.namespace:
             continue
         before = world.ledger.accounts.get((key.namespace, key.name))
-        held = budget_status.account(world, seen, budget, before)
+        held = accounts.account(world, seen, budget, before)
         held = budget_status.climbed(budget, held, world.now)
         ref = _ref("NamespaceBudget", budget)
         news = budget_status.notice(budget, before, held)

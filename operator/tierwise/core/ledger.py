@@ -67,6 +67,7 @@ class Account:
         pending: upper bound of what providers cost since their counters were last read; gone when they are read again.
         before: spend of the period that a checkpoint brought back without telling tiers apart, and what of it is
             estimated.
+        bound: most that gateways which ended in this period can have counted and told nobody.
     """
 
     start: datetime
@@ -78,6 +79,7 @@ class Account:
     since: datetime | None = None
     before: tuple[Decimal, Decimal] = (Decimal(0), Decimal(0))
     pending: Decimal = Decimal(0)
+    bound: Decimal = Decimal(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,16 +131,23 @@ class Spend:
         counted: spend that was observed, at known prices.
         estimated: spend bounded from above where it was not observed.
         unknown: tiers with use that has no price, sorted.
+        bound: most that gateways which ended can have counted and told nobody; not in the sum.
     """
 
     counted: Decimal
     estimated: Decimal
     unknown: tuple[str, ...]
+    bound: Decimal = Decimal(0)
 
     @property
     def total(self) -> Decimal:
         """Counted and estimated."""
         return self.counted + self.estimated
+
+    @property
+    def worst(self) -> Decimal:
+        """Most that can have been spent: what a ceiling is held against."""
+        return self.total + self.bound
 
 
 def accrue(account: Account, uses: Iterable[Use], now: datetime, *, max_gap_seconds: float) -> Account:
@@ -247,4 +256,4 @@ def spend(account: Account) -> Spend:
     unknown = sorted(
         tier for tier, e in account.entries.items() if e.unpriced_replica_seconds > 0 or e.unpriced_requests > 0
     )
-    return Spend(counted=counted, estimated=estimated, unknown=tuple(unknown))
+    return Spend(counted=counted, estimated=estimated, unknown=tuple(unknown), bound=account.bound)

@@ -85,6 +85,36 @@ class ClassSignals:
     latency_p95_seconds: Signal = NOT_ASKED
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Origin:
+    """Whose traffic used a tier, as gateways label what they count; empty where they do not say.
+
+    Attributes:
+        policy, class_name: of the request. consumer: who called; empty where nobody is asked.
+        purpose: empty: to answer; `shadow`: a copy whose answer is thrown away.
+    """
+
+    policy: str = ""
+    class_name: str = ""
+    consumer: str = ""
+    purpose: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What gateways counted of one origin at one tier; the fields are those of `CounterReading`."""
+
+    requests: float = 0.0
+    requests_with_usage: float = 0.0
+    input_tokens: float = 0.0
+    cached_input_tokens: float = 0.0
+    output_tokens: float = 0.0
+    estimated_attempts: float = 0.0
+    estimated_input_tokens: float = 0.0
+    estimated_output_tokens: float = 0.0
+    unbounded_attempts: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class CounterReading:
     """Cumulative token counts of one series set since the ledger's last read, reset-aware sums of raw samples.
@@ -97,6 +127,10 @@ class CounterReading:
             streams that broke off, attempts that a retry replaced.
         estimated_input_tokens, estimated_output_tokens: what these can have cost at most, tokens.
         unbounded_attempts: those among them that nothing bounds; the sums leave out what is unknown of them.
+        parts: origin -> its part; they add up to the whole. Empty: nobody told origins apart.
+        pieces: the consecutive readings that this one adds up, oldest first; empty: it is one.
+        crashes: gateways that ended meanwhile, and took with them what they had counted since they were last scraped.
+        scrape_seconds: longest time between two scrapes of a gateway that ended so; 0 where none did.
     """
 
     requests: float
@@ -110,6 +144,10 @@ class CounterReading:
     estimated_input_tokens: float = 0.0
     estimated_output_tokens: float = 0.0
     unbounded_attempts: float = 0.0
+    parts: Mapping[Origin, Counts] = field(default_factory=dict)
+    pieces: tuple["CounterReading", ...] = ()
+    crashes: int = 0
+    scrape_seconds: float = 0.0
 
 
 ClassKey: TypeAlias = tuple[str, str, str]  # namespace, policy, class

@@ -159,11 +159,7 @@ def read(
         if start is None or start > until:
             continue
         sums = totals.get(key, {})
-        readings[key] = CounterReading(
-            **{quantity: sums.get(quantity, 0.0) for quantity in QUANTITIES},
-            since=datetime.fromtimestamp(start, UTC),
-            until=datetime.fromtimestamp(until, UTC),
-        )
+        readings[key] = _reading(sums, datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(until, UTC))
     known = {
         name: seen_at
         for name, seen_at in cursor.instances.items()
@@ -173,10 +169,24 @@ def read(
     return readings, Cursor(time=until, last=last, instances=known)
 
 
+def _reading(sums: Mapping[str, float], since: datetime, until: datetime) -> CounterReading:
+    counts = {quantity: sums.get(quantity, 0.0) for quantity in QUANTITIES}
+    return CounterReading(
+        requests=counts[REQUESTS],
+        requests_with_usage=counts[REQUESTS_WITH_USAGE],
+        input_tokens=counts[INPUT_TOKENS],
+        cached_input_tokens=counts[CACHED_INPUT_TOKENS],
+        output_tokens=counts[OUTPUT_TOKENS],
+        since=since,
+        until=until,
+        estimated_attempts=counts[ESTIMATED_ATTEMPTS],
+        estimated_input_tokens=counts[ESTIMATED_INPUT_TOKENS],
+        estimated_output_tokens=counts[ESTIMATED_OUTPUT_TOKENS],
+        unbounded_attempts=counts[UNBOUNDED_ATTEMPTS],
+    )
+
+
 def add(first: CounterReading, second: CounterReading) -> CounterReading:
     """Two consecutive readings of one tier as one."""
-    return CounterReading(
-        **{quantity: getattr(first, quantity) + getattr(second, quantity) for quantity in QUANTITIES},
-        since=min(first.since, second.since),
-        until=max(first.until, second.until),
-    )
+    sums = {quantity: getattr(first, quantity) + getattr(second, quantity) for quantity in QUANTITIES}
+    return _reading(sums, min(first.since, second.since), max(first.until, second.until))

@@ -1,0 +1,140 @@
+"""A budget's account in a planning round: from memory or the checkpoint in the status, and what was used since."""
+
+from dataclasses import replace
+from datetime import datetime
+from decimal import Decimal
+
+from tierwise.api.namespace_budget import NamespaceBudget
+from tierwise.core import budget as calendar
+from tierwise.core import cost, ledger, tier_status
+from tierwise.core.ledger import Account, Entry, TokenPrices, Use
+from tierwise.core.situation import Situation, TierView, autoscaler_bounds
+from tierwise.core.world import Key, World
+
+CENT = Decimal("0.01")
+
+
+def account(world: World, situation: Situation, budget: NamespaceBudget, known: Account | None) -> Account:
+    """The account at this moment: from memory, else from the checkpoint in the status, else a new one."""
+    start, end = calendar.period(budget.spec.period.value, budget.spec.time_zone, world.now)
+    if known is None:
+        known = _restored(budget)
+    if known is None:
+        # Nothing tells what was spent before: counting begins now.
+        known = Account(start, end, world.now)
+    if (known.start, known.end) != (start, end):
+        known = _next_period(known, start, end)
+    uses = [_use(world, situation, view, budget.spec.currency) for view in situation.tiers.values()]
+    return ledger.accrue(known, uses, world.now, max_gap_seconds=situation.settings.max_gap_seconds)
+
+
+def _next_period(known: Account, start: datetime, end: datetime) -> Account:
+    """The account of another period: the calendar went on, or somebody changed the budget's period or time zone."""
+    if known.end > start and known.start >= start:
+        # A longer period around the old one: what is known of it is kept.
+        return replace(known, start=start, end=end, checkpoint=None, rung=None, since=None)
+    # All since the period's start is this period's; what nobody observed of it is a gap, bounded from above.
+    return Account(start, end, start)
+
+
+def _restored(budget: NamespaceBudget) -> Account | None:
+    """The account that the checkpoint in the status kept; None when there is none."""
+    kept, bounds = budget.status.checkpoint, budget.status.period
+    if kept is None or bounds is None:
+        return None
+    # A checkpoint's costs are sums: what of them is measured is known for the whole only.
+    total = sum((entry.cost for entry in kept.entries if entry.cost is not None), Decimal(0))
+    measured = min(total, total if budget.status.measured is None else budget.status.measured)
+    estimated = total - measured if total - measured > CENT else Decimal(0)
+    entries = {
+        entry.tier: Entry(
+            replica_seconds=entry.replica_seconds or Decimal(0),
+            input_tokens=Decimal((entry.input_tokens or 0) + (entry.cached_input_tokens or 0)),
+            cached_input_tokens=Decimal(entry.cached_input_tokens or 0),
+            output_tokens=Decimal(entry.output_tokens or 0),
+            cost=entry.cost,
+            counted_until=kept.tokens_until or kept.time,
+            unpriced_requests=Decimal(1) if unpriced(entry.tier) in budget.status.unknown else Decimal(0),
+        )
+        for entry in kept.entries
+    }
+    rung = budget.status.rung
+    return Account(
+        bounds.start,
+        bounds.end,
+        kept.time,
+        checkpoint=kept.time,
+        entries=entries,
+        rung=rung.at_percent if rung is not None else None,
+        since=budget.status.since,
+        before=(-estimated, estimated),
+    )
+
+
+def _use(world: World, situation: Situation, view: TierView, currency: str) -> Use:
+    outside = view.tier.spec.external
+    same = tier_status.currency(view) == currency
+    reading = world.signals.usage.get((situation.namespace, view.name)) if world.signals is not None else None
+    if outside is not None:
+        price = outside.price if same else None
+        return Use(
+            view.name,
+            external=True,
+            token_prices=TokenPrices(
+                price.input_per_million_tokens,
+                # Without a price of its own, cached input costs what input does: never less than the bill.
+                price.input_per_million_tokens
+                if price.cached_input_per_million_tokens is None
+                else price.cached_input_per_million_tokens,
+                price.output_per_million_tokens,
+            )
+            if price is not None
+            else None,
+            reading=reading,
+            most_cost_per_hour=_most_cost(situation, view) if price is not None else None,
+        )
+    return Use(
+        view.name,
+        replicas=view.existing,
+        most_replicas=max(view.existing, _most_replicas(world, situation, view)),
+        price_per_hour=view.price_per_hour if same else None,
+        reading=reading,
+    )
+
+
+def _most_replicas(world: World, situation: Situation, view: TierView) -> int:
+    """Most replicas that can have run while nobody looked: the autoscaler went on between the bounds that it has."""
+    found = autoscaler_bounds(world, Key(situation.namespace, view.name))
+    inside = view.tier.spec.in_cluster
+    if found is not None:
+        return found[1]
+    return inside.replicas.max if inside is not None else 0
+
+
+def _most_cost(situation: Situation, view: TierView) -> Decimal | None:
+    """Upper bound of a provider's cost per hour while nobody counts: the planned demand, all of it on this tier.
+
+    What is copied to the tier comes on top.
+    """
+    total = Decimal(0)
+    for one in situation.classes:
+        copied = one.spec.shadow
+        if copied is None or copied.tier != view.name:
+            continue
+        each = view.cost_per_request(*one.demand.tokens_on(view.name)) if one.demand is not None else None
+        if each is None or one.demand is None:
+            return None
+        total += cost.decimal(3600 * one.demand.ahead * copied.percent / 100 * each)
+    for user in situation.users(view.name):
+        if user.weights.get(view.name, 0) <= 0:
+            continue
+        each = view.cost_per_request(*user.demand.tokens_on(view.name)) if user.demand is not None else None
+        if each is None or user.demand is None:
+            return None
+        total += cost.decimal(3600 * user.demand.ahead * each)
+    return total
+
+
+def unpriced(tier: str) -> str:
+    """How a status says that something a tier used has no price, or no usage."""
+    return f"tier {tier}: no price in this currency, or no usage, for what it used"
