@@ -80,3 +80,10 @@ audit-sensitivity: setup  ## Generate 100,000 policies and 1,000 violations for 
 
 clean:  ## Remove the virtual environment and results
 	rm -rf $(VENV) demo-results
+
+.PHONY: bench-economics
+SCENARIOS ?=
+DATA ?=
+ECONOMICS_ARGS ?=
+bench-economics: setup  ## The loop on published traces beside baselines and the offline bound: SCENARIOS=file DATA=directory
+	$(BIN)/python -m tierwise.economics $(if $(SCENARIOS),--scenarios $(SCENARIOS)) $(if $(DATA),--data $(DATA)) $(ECONOMICS_ARGS)

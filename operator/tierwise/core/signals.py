@@ -76,6 +76,7 @@ class ClassSignals:
         prompt_tokens, completion_tokens: mean tokens per request that reported usage.
         ttfb_p95_seconds: time to first body byte, 95th percentile.
         latency_p95_seconds: whole request, 95th percentile.
+        peak_rate: requests/s in the busiest ten seconds of the window.
     """
 
     request_rate: Signal = NOT_ASKED
@@ -83,6 +84,7 @@ class ClassSignals:
     completion_tokens: Signal = NOT_ASKED
     ttfb_p95_seconds: Signal = NOT_ASKED
     latency_p95_seconds: Signal = NOT_ASKED
+    peak_rate: Signal = NOT_ASKED
 
 
 @dataclass(frozen=True, slots=True, order=True)

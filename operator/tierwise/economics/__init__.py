@@ -1,0 +1,1 @@
+"""The economics benchmark: what the loop costs and keeps on published traces, beside baselines and an offline bound."""

@@ -1,0 +1,159 @@
+"""The real planner under the fluid engine: one planning round per slot, on signals alone.
+
+A round takes the planner's own steps (learn, view, decide, remember) on a `World` that shows what the API server would:
+weights in force in the policy's status, the autoscaler's bounds, Deployments with what is ready. Children and statuses
+that feed nothing back are not rendered; `tests/simulate` holds the rounds to those of `planner.plan`.
+
+Between the plan's bounds replicas follow the autoscaler, as `sim.hpa` computes it on the running requests.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from tierwise.api.model_tier import ModelTier
+from tierwise.api.routing_policy import RoutingPolicy
+from tierwise.api.routing_policy_status import ClassStatus, RoutingPolicyStatus, TierWeight
+from tierwise.core import decide, engines, learning, situation
+from tierwise.core.decision import Decision
+from tierwise.core.memory import LoopMemory
+from tierwise.core.signals import Signals
+from tierwise.core.situation import Settings
+from tierwise.core.world import Child, Key, Workload, World
+from tierwise.sim.hpa import Hpa, HpaSpec
+from tierwise.simulate.fluid import Replicas, TierSlot
+
+START = datetime(2026, 1, 5, 0, 0, tzinfo=UTC)
+"""Second 0, a Monday; a fixed moment makes a run repeatable."""
+
+UID = "00000000-0000-0000-0000-000000000000"
+HPA_DOWN_SECONDS = 120.0
+"""`scaleDown.stabilizationWindowSeconds` that `render.autoscaler` writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a controller wants in the next slot: class -> tier -> share, and tier -> replicas."""
+
+    weights: Mapping[str, Mapping[str, float]]
+    replicas: Mapping[str, int]
+
+
+@dataclass(slots=True)
+class PlannerLoop:
+    """The planner with its memory, and the autoscalers below it.
+
+    Attributes:
+        namespace: of the objects. tiers, policy: the users' objects.
+        settings: the operator's.
+        autoscale: whether an autoscaler moves replicas above the plan's minimum.
+        decisions: the last one.
+    """
+
+    namespace: str
+    tiers: dict[Key, ModelTier]
+    policy: RoutingPolicy
+    settings: Settings = field(default_factory=Settings)
+    autoscale: bool = True
+    memory: LoopMemory = field(default_factory=LoopMemory)
+    decision: Decision | None = None
+    _bounds: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _desired: dict[str, int] = field(default_factory=dict)
+    _hpas: dict[str, Hpa] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key, tier in self.tiers.items():
+            inside = tier.spec.in_cluster
+            if inside is None:
+                continue
+            low, high = inside.replicas.min, inside.replicas.max
+            self._bounds[key.name] = (max(1, low), high)
+            self._desired[key.name] = low
+            spec = HpaSpec(float(engines.scaling_target(inside)), max(1, low), high)
+            spec = HpaSpec(spec.target, spec.min_replicas, high, down_stabilisation_seconds=HPA_DOWN_SECONDS)
+            self._hpas[key.name] = Hpa(spec)
+
+    def wanted(self) -> Wanted:
+        """What is in force now."""
+        weights = {
+            entry.name: {w.tier: float(w.percent) for w in entry.weights} for entry in self.policy.status.classes
+        }
+        for spec in self.policy.spec.classes:
+            if not weights.get(spec.name):
+                weights[spec.name] = {name: float(share) for name, share in spec.starting_weights().items()}
+        return Wanted(weights, dict(self._desired))
+
+    def decide(
+        self, seconds: float, signals: Signals | None, state: Mapping[str, Replicas], seen: Mapping[str, TierSlot]
+    ) -> Wanted:
+        """One round at `seconds` since the start.
+
+        Args:
+            seconds: since the start.
+            signals: the newest answer of Prometheus, which may be old; None before the first.
+            state: replicas as they are.
+            seen: of the last slot, for the autoscaler.
+        """
+        world = self.world(seconds, signals, state)
+        memory = learning.learn(world, self.settings.max_age_seconds)
+        view = situation.view(world, memory, self.namespace, self.settings)
+        self.decision = decide.decide(view)
+        self.memory = decide.remember(memory, self.namespace, self.decision, world.now)
+        self._take(self.decision)
+        self._autoscale(seconds, state, seen)
+        return self.wanted()
+
+    def world(self, seconds: float, signals: Signals | None, state: Mapping[str, Replicas]) -> World:
+        """What the planner may know."""
+        workloads: dict[Key, Workload] = {}
+        autoscalers: dict[Key, Child] = {}
+        for key, tier in self.tiers.items():
+            if tier.spec.in_cluster is None:
+                continue
+            held, asked = state[key.name], self._desired[key.name]
+            workloads[key] = Workload(UID, True, asked, held.existing, held.ready, held.existing, True, {})
+            low, high = self._bounds[key.name]
+            autoscalers[key] = Child(UID, True, {"spec": {"minReplicas": low, "maxReplicas": high}})
+        return World(
+            now=START + timedelta(seconds=seconds),
+            replica="simulated",
+            tiers=self.tiers,
+            policies={Key(self.namespace, self.policy.metadata.name): self.policy},
+            budgets={},
+            workloads=workloads,
+            autoscalers=autoscalers,
+            signals=signals,
+            memory=self.memory,
+        )
+
+    def _take(self, decision: Decision) -> None:
+        """What the operator would write: weights into the status, bounds into the autoscaler, 0 and 1 into `scale`."""
+        if any(outcome.moved for outcome in decision.classes.values()) or not self.policy.status.classes:
+            classes = tuple(
+                ClassStatus(
+                    name=key[2],
+                    weights=tuple(TierWeight(tier=tier, percent=share) for tier, share in outcome.weights.items()),
+                )
+                for key, outcome in decision.classes.items()
+            )
+            self.policy = self.policy.model_copy(update={"status": RoutingPolicyStatus(classes=classes)})
+        for name, outcome in decision.tiers.items():
+            if outcome.scale is not None:
+                self._desired[name] = outcome.scale
+            if outcome.bounds.max > 0:
+                self._bounds[name] = (max(1, outcome.bounds.min), max(1, outcome.bounds.min, outcome.bounds.max))
+
+    def _autoscale(self, seconds: float, state: Mapping[str, Replicas], seen: Mapping[str, TierSlot]) -> None:
+        for name, (low, high) in self._bounds.items():
+            if self._desired[name] == 0:
+                continue  # an autoscaler leaves a Deployment with 0 replicas alone
+            if not self.autoscale:
+                self._desired[name] = low
+                continue
+            hpa, held = self._hpas[name], state[name]
+            hpa.bound(low, high)
+            slot = seen.get(name)
+            average = slot.running / slot.ready if slot is not None and slot.ready > 0 else None
+            self._desired[name] = hpa.desired(
+                seconds, self._desired[name], min(held.ready, self._desired[name]), average
+            )

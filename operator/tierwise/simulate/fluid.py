@@ -1,0 +1,280 @@
+"""The fluid engine: one slot of demand, weights and replicas in, latencies, attainment, cost and signals out. Pure.
+
+The model is that of docs/economics.md. With `w` replica-seconds per request, `rho = sum(rate * w) / replicas`:
+`ITL = a / (1 - rho)` and `TTFT = prefill / (1 - rho) + ITL + backlog / replicas`. A slot has two parts, its busiest ten
+seconds and the rest; both have their own load, and all requests of a part keep their objective or none. Load above
+`SATURATED` becomes backlog, in replica-seconds of work. Replicas that start cost their price and serve nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tierwise.sim.replica import Objective, ReplicaParams
+from tierwise.simulate.traces import BURST_SECONDS
+
+SATURATED = 0.98
+"""Utilisation above which work waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class FluidTier:
+    """A tier as it truly is.
+
+    Attributes:
+        name: of the tier.
+        params: of each replica; None for a provider, which is always within the objective.
+        price_per_hour: of one replica. price_in, price_out: per million tokens, of a provider.
+        startup_seconds: from being asked for until a replica serves.
+    """
+
+    name: str
+    params: ReplicaParams | None = None
+    price_per_hour: float = 0.0
+    price_in: float = 0.0
+    price_out: float = 0.0
+    startup_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class FluidClass:
+    """A class as it truly is.
+
+    Attributes:
+        name: of the class. objective: its latency limits. p95_prompt: tokens, where time to first token is judged.
+        quality: tier -> score. output_factor: tier -> factor on the trace's output tokens.
+    """
+
+    name: str
+    objective: Objective
+    p95_prompt: float
+    quality: Mapping[str, float] = field(default_factory=dict)
+    output_factor: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """One class in one slot: requests, mean tokens of one, and requests in the busiest ten seconds."""
+
+    requests: float
+    prompt: float
+    output: float
+    peak: float
+
+
+@dataclass(slots=True)
+class Replicas:
+    """Replicas of one tier: ready ones, and those that start (moment at which each is ready)."""
+
+    ready: int = 0
+    starting: list[float] = field(default_factory=list)
+    backlog: float = 0.0
+
+    @property
+    def existing(self) -> int:
+        """All that are paid for."""
+        return self.ready + len(self.starting)
+
+
+@dataclass(slots=True)
+class Flow:
+    """One class on one tier in one slot: requests, those within the objective, tokens, and what was seen.
+
+    `ttft` are pairs (requests, seconds) whose distribution is the class's.
+    """
+
+    requests: float = 0.0
+    kept: float = 0.0
+    prompt: float = 0.0
+    output: float = 0.0
+    ttft: list[tuple[float, float]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class TierSlot:
+    """One tier in one slot: money, and means over the slot for the signals."""
+
+    cost: float = 0.0
+    ready: int = 0
+    existing: int = 0
+    utilisation: float = 0.0
+    running: float = 0.0
+    waiting: float = 0.0
+    kv_tokens: float = 0.0
+    itl: list[tuple[float, float]] = field(default_factory=list)
+    ttft: list[tuple[float, float]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Slot:
+    """What came of one slot."""
+
+    seconds: float
+    flows: dict[tuple[str, str], Flow]
+    tiers: dict[str, TierSlot]
+
+    @property
+    def cost(self) -> float:
+        """In all."""
+        return sum(tier.cost for tier in self.tiers.values())
+
+
+def work_seconds(params: ReplicaParams, prompt: float, output: float) -> float:
+    """Replica-seconds of one request: its prefill, and its part of the decode iterations."""
+    prefill = params.p1_ms * prompt / 1e3 + params.p2_ms * prompt * prompt / 1e6
+    return (prefill + output * (params.b_ms + params.g_ms * (prompt + output / 2) / 1e3)) / 1e3
+
+
+def prefill_seconds(params: ReplicaParams, prompt: float) -> float:
+    """One prompt on an idle replica."""
+    return (params.p0_ms + params.p1_ms * prompt / 1e3 + params.p2_ms * prompt * prompt / 1e6) / 1e3
+
+
+@dataclass(slots=True)
+class Fluid:
+    """The engine. `step` once per slot, in order.
+
+    Attributes:
+        tiers, classes: as they are. now: seconds since the start.
+        state: replicas by tier. down: providers that answer nobody.
+    """
+
+    tiers: Sequence[FluidTier]
+    classes: Sequence[FluidClass]
+    now: float = 0.0
+    state: dict[str, Replicas] = field(default_factory=dict)
+    down: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        for tier in self.tiers:
+            if tier.params is not None:
+                self.state.setdefault(tier.name, Replicas())
+
+    def scale(self, wanted: Mapping[str, int]) -> None:
+        """Ask for so many replicas of each tier now: the newest of those that start are given up first."""
+        for tier in self.tiers:
+            held = self.state.get(tier.name)
+            if held is None or tier.name not in wanted:
+                continue
+            more = wanted[tier.name] - held.existing
+            if more > 0:
+                held.starting += [self.now + tier.startup_seconds] * more
+            elif more < 0:
+                given_up = min(-more, len(held.starting))
+                if given_up:
+                    del held.starting[-given_up:]
+                held.ready = max(0, held.ready + more + given_up)
+
+    def step(self, demand: Mapping[str, Demand], weights: Mapping[str, Mapping[str, float]], seconds: float) -> Slot:
+        """One slot with these weights (class -> tier -> share, normalised here)."""
+        shares = {name: _normal(weights.get(name, {})) for name in demand}
+        slot = Slot(seconds, {}, {tier.name: TierSlot() for tier in self.tiers})
+        for tier in self.tiers:
+            if tier.params is None:
+                self._provider(tier, demand, shares, slot)
+            else:
+                self._replicas(tier, tier.params, demand, shares, slot)
+        self.now += seconds
+        return slot
+
+    def _provider(
+        self,
+        tier: FluidTier,
+        demand: Mapping[str, Demand],
+        shares: Mapping[str, Mapping[str, float]],
+        slot: Slot,
+    ) -> None:
+        seen = slot.tiers[tier.name]
+        for each in self.classes:
+            share = shares[each.name].get(tier.name, 0.0)
+            asked = demand[each.name]
+            if share <= 0 or asked.requests <= 0:
+                continue
+            count = asked.requests * share
+            output = asked.output * each.output_factor.get(tier.name, 1.0)
+            up = tier.name not in self.down
+            slot.flows[each.name, tier.name] = Flow(count, count if up else 0.0, asked.prompt, output)
+            if up:
+                seen.cost += count * (asked.prompt * tier.price_in + output * tier.price_out) / 1e6
+
+    def _replicas(
+        self,
+        tier: FluidTier,
+        params: ReplicaParams,
+        demand: Mapping[str, Demand],
+        shares: Mapping[str, Mapping[str, float]],
+        slot: Slot,
+    ) -> None:
+        held, seen, seconds = self.state[tier.name], slot.tiers[tier.name], slot.seconds
+        # A replica that becomes ready within a slot serves from the next one on.
+        held.ready += sum(1 for at in held.starting if at <= self.now + 1e-9)
+        held.starting = [at for at in held.starting if at > self.now + 1e-9]
+        seen.cost = held.existing * tier.price_per_hour * seconds / 3600
+        seen.ready, seen.existing = held.ready, held.existing
+        loads: list[tuple[FluidClass, Flow, float, float, float]] = []
+        for each in self.classes:
+            share = shares[each.name].get(tier.name, 0.0)
+            asked = demand[each.name]
+            if share <= 0 or asked.requests <= 0:
+                continue
+            output = asked.output * each.output_factor.get(tier.name, 1.0)
+            flow = Flow(asked.requests * share, 0.0, asked.prompt, output)
+            slot.flows[each.name, tier.name] = flow
+            loads.append((each, flow, asked.peak * share, work_seconds(params, asked.prompt, output), output))
+        burst = min(BURST_SECONDS, seconds)
+        for length, busiest in ((burst, True), (seconds - burst, False)):
+            if length > 0:
+                self._part(params, held, seen, loads, length, seconds, busiest=busiest)
+
+    @staticmethod
+    def _part(
+        params: ReplicaParams,
+        held: Replicas,
+        seen: TierSlot,
+        loads: Sequence[tuple[FluidClass, Flow, float, float, float]],
+        length: float,
+        seconds: float,
+        *,
+        busiest: bool,
+    ) -> None:
+        """One part of a slot: its load, its latencies, who keeps the objective, and what is left over."""
+        count = held.ready
+        part = [(each, flow, peak if busiest else flow.requests - peak, w, o) for each, flow, peak, w, o in loads]
+        work = sum(requests * w for _, _, requests, w, _ in part)
+        fraction = length / seconds
+        if count == 0:
+            for _, flow, requests, _, _ in part:
+                flow.ttft.append((requests, 3600.0))
+            seen.waiting += fraction * sum(requests for _, _, requests, _, _ in part)
+            return
+        rho = work / (length * count)
+        # What waits is worked off by what is left below saturation, or grows by what is above.
+        before = held.backlog
+        held.backlog = max(0.0, held.backlog + (rho - SATURATED) * count * length)
+        waits = max(before, held.backlog)
+        busy = min(rho, SATURATED) if waits <= 0 else SATURATED if held.backlog > 0 else min(rho, SATURATED)
+        itl = params.a_ms / 1e3 / (1 - busy)
+        running = sum(requests / length * output for _, _, requests, _, output in part) * itl
+        context = sum(r / length * o * (f.prompt + o / 2) for _, f, r, _, o in part) * itl
+        fits = running <= count * params.max_sequences and context <= count * params.kv_tokens
+        for each, flow, requests, _, output in part:
+            ttft = [
+                prefill_seconds(params, prompt) / (1 - busy) + itl + waits / count
+                for prompt in (flow.prompt, each.p95_prompt)
+            ]
+            if fits and rho <= SATURATED and each.objective.met(ttft[1], itl, ttft[1] + output * itl):
+                flow.kept += requests
+            pairs = [(0.95 * requests, ttft[0]), (0.05 * requests, max(ttft))]
+            flow.ttft += pairs
+            seen.ttft += pairs
+            seen.itl.append((requests * output, itl))
+        seen.utilisation += fraction * rho
+        seen.running += fraction * min(running, count * params.max_sequences)
+        seen.kv_tokens += fraction * min(context, count * params.kv_tokens)
+        requests = sum(requests for _, _, requests, _, _ in part)
+        queued = max(0.0, running - count * params.max_sequences)
+        seen.waiting += fraction * (queued + (waits * requests / work if work > 0 else 0.0))
+
+
+def _normal(shares: Mapping[str, float]) -> dict[str, float]:
+    total = sum(share for share in shares.values() if share > 0)
+    return {name: share / total for name, share in shares.items() if share > 0} if total > 0 else {}

@@ -1,0 +1,122 @@
+"""A whole run: the engine, slot by slot, under a controller, and what is recorded of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Protocol
+
+from tierwise.core.signals import Signals
+from tierwise.simulate.driver import START, Wanted
+from tierwise.simulate.fluid import Demand, Fluid, Replicas, Slot, TierSlot
+from tierwise.simulate.signals import Observer
+
+
+class Controller(Protocol):
+    """Who decides weights and replicas."""
+
+    def wanted(self) -> Wanted:
+        """What is in force now."""
+        ...
+
+    def decide(
+        self, seconds: float, signals: Signals | None, state: Mapping[str, Replicas], seen: Mapping[str, TierSlot]
+    ) -> Wanted:
+        """What is in force in the next slot."""
+        ...
+
+
+class Feed(Protocol):
+    """Where demand comes from."""
+
+    def demand(self, slot: int) -> dict[str, Demand]:
+        """Every class's demand in a slot."""
+        ...
+
+
+@dataclass(slots=True)
+class Record:
+    """What happened, slot by slot.
+
+    Attributes:
+        seconds: length of a slot. cost: per slot.
+        requests, kept, quality: class -> per slot, requests, those within the objective, sum of scores.
+        replicas: tier -> per slot, that existed. desired: tier -> per slot, asked for.
+        weights: per slot, class -> tier -> share.
+        tokens_cost: per slot, of providers.
+    """
+
+    seconds: float
+    cost: list[float] = field(default_factory=list)
+    tokens_cost: list[float] = field(default_factory=list)
+    requests: dict[str, list[float]] = field(default_factory=dict)
+    kept: dict[str, list[float]] = field(default_factory=dict)
+    quality: dict[str, list[float]] = field(default_factory=dict)
+    replicas: dict[str, list[int]] = field(default_factory=dict)
+    desired: dict[str, list[int]] = field(default_factory=dict)
+    weights: list[Mapping[str, Mapping[str, float]]] = field(default_factory=list)
+
+    @property
+    def hours(self) -> float:
+        """Length of the run."""
+        return len(self.cost) * self.seconds / 3600
+
+    def add(self, fluid: Fluid, slot: Slot, wanted: Wanted, demand: Mapping[str, Demand]) -> None:
+        """One more slot."""
+        self.cost.append(slot.cost)
+        self.tokens_cost.append(sum(slot.tiers[tier.name].cost for tier in fluid.tiers if tier.params is None))
+        for each in fluid.classes:
+            flows = [(tier, flow) for (name, tier), flow in slot.flows.items() if name == each.name]
+            self.requests.setdefault(each.name, []).append(demand[each.name].requests)
+            self.kept.setdefault(each.name, []).append(sum(flow.kept for _, flow in flows))
+            score = sum(flow.requests * each.quality.get(tier, 0.0) for tier, flow in flows)
+            self.quality.setdefault(each.name, []).append(score)
+        for name, held in fluid.state.items():
+            self.replicas.setdefault(name, []).append(slot.tiers[name].existing)
+            self.desired.setdefault(name, []).append(wanted.replicas.get(name, held.existing))
+        self.weights.append(wanted.weights)
+
+
+@dataclass(slots=True)
+class Runner:
+    """Drives a controller over a feed.
+
+    Attributes:
+        fluid: the engine. controller: who decides. observer: makes signals. seconds: of a slot.
+        newest: the last answer of Prometheus.
+    """
+
+    fluid: Fluid
+    controller: Controller
+    observer: Observer
+    seconds: float
+    newest: Signals | None = None
+    last: Slot | None = None
+    silent: bool = False
+
+    def step(self, demand: Mapping[str, Demand]) -> tuple[Slot, Wanted]:
+        """One slot: decide on what is known, then let the slot happen."""
+        seen = self.last.tiers if self.last is not None else {}
+        wanted = self.controller.decide(self.fluid.now, self.newest, self.fluid.state, seen)
+        self.fluid.scale(wanted.replicas)
+        slot = self.fluid.step(demand, wanted.weights, self.seconds)
+        self.last = slot
+        if not self.silent:
+            now = START + timedelta(seconds=self.fluid.now)
+            self.newest = self.observer.signals(now, self.fluid, slot, demand)
+        return slot, wanted
+
+
+def warm_up(runner: Runner, feed: Feed, slots: int, *, cycle: int) -> None:
+    """Let the first `cycle` slots come again and again for `slots` slots, unrecorded: a system that already runs."""
+    for at in range(slots):
+        runner.step(feed.demand(at % cycle))
+
+
+def run(runner: Runner, feed: Feed, slots: int) -> Record:
+    """All slots of a feed, recorded."""
+    record = Record(runner.seconds)
+    for at in range(slots):
+        demand = feed.demand(at)
+        slot, wanted = runner.step(demand)
+        record.add(runner.fluid, slot, wanted, demand)
+    return record

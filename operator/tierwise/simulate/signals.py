@@ -1,0 +1,121 @@
+"""What Prometheus would say of one slot: rates, token means, queues, latencies; never a simulator's parameter."""
+
+import math
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from tierwise.core.signals import ClassKey, ClassSignals, Missing, Reading, Signal, Signals, TierKey, TierSignals
+from tierwise.simulate.fluid import Demand, Fluid, Slot
+from tierwise.simulate.traces import BURST_SECONDS
+
+AGE_SECONDS = 5.0
+"""Age of the newest sample: one scrape."""
+
+IDLE = Missing("no sample in the window")
+PERCENTILE = 0.95
+
+
+@dataclass(slots=True)
+class Observer:
+    """Makes signals of slots.
+
+    Attributes:
+        namespace, policy: of the keys.
+        noise: standard deviation of the relative error of every value; 0 for none.
+        seed: of the noise.
+    """
+
+    namespace: str
+    policy: str
+    noise: float = 0.0
+    seed: int = 0
+    _source: random.Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._source = random.Random(f"tierwise-noise:{self.seed}")  # noqa: S311 - repeatable error, no secret
+
+    def signals(self, now: datetime, fluid: Fluid, slot: Slot, demand: Mapping[str, Demand]) -> Signals:
+        """All of one slot, asked for at its end."""
+        tiers: dict[TierKey, TierSignals] = {
+            (self.namespace, tier.name): (
+                self._engine(fluid, slot, tier.name)
+                if tier.params is not None
+                else self._provider(slot, tier.name, down=tier.name in fluid.down)
+            )
+            for tier in fluid.tiers
+        }
+        classes: dict[ClassKey, dict[str, ClassSignals]] = {}
+        for each in fluid.classes:
+            shown: dict[str, ClassSignals] = {}
+            for (name, tier), flow in slot.flows.items():
+                if name != each.name:
+                    continue
+                asked = demand[name]
+                share = flow.requests / asked.requests
+                shown[tier] = ClassSignals(
+                    request_rate=self._reading(flow.requests / slot.seconds),
+                    prompt_tokens=self._reading(flow.prompt),
+                    completion_tokens=self._reading(flow.output),
+                    ttfb_p95_seconds=self._reading(percentile(flow.ttft)),
+                    peak_rate=self._reading(asked.peak * share / min(BURST_SECONDS, slot.seconds)),
+                )
+            classes[self.namespace, self.policy, each.name] = shown
+        return Signals(
+            time=now,
+            tiers=tiers,
+            classes=classes,
+            window_seconds=slot.seconds,
+            gateways_up=Reading(2.0, AGE_SECONDS),
+        )
+
+    def _reading(self, value: float | None) -> Signal:
+        if value is None or not math.isfinite(value):
+            return IDLE
+        if self.noise > 0:
+            value *= math.exp(self.noise * self._source.gauss(0.0, 1.0))
+        return Reading(value, AGE_SECONDS)
+
+    def _engine(self, fluid: Fluid, slot: Slot, name: str) -> TierSignals:
+        seen = slot.tiers[name]
+        flows = [flow for (_, tier), flow in slot.flows.items() if tier == name]
+        params = next(tier.params for tier in fluid.tiers if tier.name == name)
+        rate = sum(flow.requests for flow in flows) / slot.seconds
+        if seen.ready == 0 or params is None:
+            return TierSignals(request_rate=self._reading(rate), error_rate=Reading(0.0, AGE_SECONDS))
+        tokens = sum(weight for weight, _ in seen.itl)
+        mean = sum(weight * value for weight, value in seen.itl) / tokens if tokens > 0 else None
+        return TierSignals(
+            request_rate=self._reading(rate),
+            error_rate=Reading(0.0, AGE_SECONDS),
+            running=self._reading(seen.running),
+            waiting=self._reading(seen.waiting),
+            kv_cache_usage=self._reading(min(1.0, seen.kv_tokens / (seen.ready * params.kv_tokens))),
+            ttft_p95_seconds=self._reading(percentile(seen.ttft)),
+            inter_token_p95_seconds=self._reading(percentile(seen.itl)),
+            prompt_token_rate=self._reading(sum(flow.requests * flow.prompt for flow in flows) / slot.seconds),
+            generation_token_rate=self._reading(sum(flow.requests * flow.output for flow in flows) / slot.seconds),
+            ready_replicas=Reading(float(seen.ready), AGE_SECONDS),
+            inter_token_mean_seconds=self._reading(mean),
+        )
+
+    def _provider(self, slot: Slot, name: str, *, down: bool) -> TierSignals:
+        rate = sum(flow.requests for (_, tier), flow in slot.flows.items() if tier == name) / slot.seconds
+        return TierSignals(
+            request_rate=self._reading(rate),
+            error_rate=Reading(1.0 if down and rate > 0 else 0.0, AGE_SECONDS),
+            answer_rate=self._reading(0.0 if down else rate),
+            refused_rate=Reading(0.0, AGE_SECONDS),
+        )
+
+
+def percentile(pairs: Sequence[tuple[float, float]] | Iterable[tuple[float, float]]) -> float | None:
+    """95th percentile of values with weights; None without weight."""
+    ordered = sorted((value, weight) for weight, value in pairs if weight > 0)
+    left = PERCENTILE * sum(weight for _, weight in ordered)
+    for value, weight in ordered:
+        left -= weight
+        if left <= 1e-9:
+            return value
+    return None
