@@ -97,8 +97,12 @@ async def test_tokens_are_counted_before_they_are_spent(lab, upstream):
     found, _ = await burst(lab, 10, text="x" * 16_000, path="/v1/embeddings")
     assert found == {"x": 2, "a": 8}, "10,000 / 4,020"
     await lab.settle(provider(x, a, limits={"tokensPerMinute": 100_000}))
+    escaped = b'{"model":"legal/assistant","messages":[],"max\\u005ftokens":3000}'
+    found, _ = await burst(lab, 10, body=escaped)
+    assert found == {"x": 3, "a": 7}, "a key is read as the provider reads it"
+    await lab.settle(provider(x, a, limits={"tokensPerMinute": 100_000}))
     assert (await lab.ask(max_tokens=10**30)).by == "x", "a request that costs more than all waits for all"
-    assert (await lab.ask(max_tokens=1)).by == "a"
+    assert (await lab.ask(max_tokens=9000)).by == "a", "what flows in meanwhile is less than that"
 
 
 async def test_the_limit_is_shared_among_gateways_and_outlives_other_changes(lab, upstream):

@@ -21,7 +21,7 @@ It also notes, as a stream goes by, how many tokens it can have cost at most so 
 Bounds rest on this: a token has at least one byte of text. Where tokens have none, the event that brought them counts.
 """
 
-from tierwise.render.envoy import error_lua
+from tierwise.render.envoy import error_lua, json_lua
 from tierwise.render.envoy.fields import (
     BOUND_METADATA,
     COMPLETION_BOUND,
@@ -51,27 +51,11 @@ MOST_TOKENS = 2_000_000
 """No bound is larger: no model takes or gives more. What a client asks for beyond it bounds nothing, and one request
 with a made-up number must not empty a budget."""
 
-STRING_END = r"""
--- The end of the JSON string whose opening quote is at i. A plain search for the quote is many times faster than a
--- pattern, and prompts are long; a quote after an odd number of backslashes is part of the string.
-local function string_end(s, i)
-  local q = i + 1
-  while true do
-    local e = string.find(s, '"', q, true)
-    if not e then return nil end
-    local b = e - 1
-    while b > i and string.byte(s, b) == 92 do b = b - 1 end
-    if (e - b) % 2 == 1 then return e end
-    q = e + 1
-  end
-end
-"""
-
 SOURCE = (
     f"local BOUND, NONE = '{BOUND_METADATA}', '{NO_BOUND}'\n"
     f"local PROMPT, COMPLETION = '{PROMPT_BOUND}', '{COMPLETION_BOUND}'\n"
     f"local CALLER, COPY = '{CONSUMER_STATE}', '{CONSUMER_COPY}'"
-    + STRING_END
+    + json_lua.SOURCE
     + r"""
 local numbers = {max_tokens = true, max_completion_tokens = true, max_output_tokens = true, n = true, best_of = true}
 -- What costs a tier more tokens than it has bytes here: pictures, files, searches, an earlier conversation.
@@ -83,38 +67,6 @@ local references = {
 }
 -- Paths whose answers are no generated text.
 local silent = {['/v1/embeddings'] = true, ['/v1/rerank'] = true, ['/v1/score'] = true}
-
--- A key as JSON readers understand it: "mod\u0065l" is model, for the gateway's own reading too.
-local function plain(key)
-  if not string.find(key, '\\', 1, true) then return key end
-  return (string.gsub(key, '\\u00(%x%x)', function(hex) return string.char(tonumber(hex, 16)) end))
-end
-
--- Calls found(key, start) for each key of the object that opens at i; start is where the key's value begins.
--- Returns the position of the closing brace, or nil when the text is no object, and whether a text in it is one of
--- `references`.
-local function each_key(s, i, found)
-  local depth, p, refers = 1, i + 1, false
-  while true do
-    p = string.find(s, '["{}%[%]]', p)
-    if not p then return nil end
-    local c = string.byte(s, p)
-    if c == 34 then
-      local e = string_end(s, p)
-      if not e then return nil end
-      if depth == 1 then
-        local _, v = string.find(s, '^%s*:%s*', e + 1)
-        if v then found(plain(string.sub(s, p + 1, e - 1)), v + 1) end
-      end
-      if e - p < 24 and references[string.sub(s, p + 1, e - 1)] then refers = true end
-      p = e + 1
-    else
-      if c == 123 or c == 91 then depth = depth + 1 else depth = depth - 1 end
-      if depth == 0 then return p, refers end
-      p = p + 1
-    end
-  end
-end
 
 -- Prompts in a batch: the strings or lists in the list that opens at i. A list of numbers is one prompt.
 local function prompts(s, i)
@@ -195,7 +147,7 @@ local function rewrite(s, model, force_usage, keys, key_for, most)
     elseif key == 'stream_options' then
       options = v
     end
-  end)
+  end, references)
   if not close then return nil, asked end
   for _, v in ipairs(spans) do
     local e = string_end(s, v)
@@ -283,7 +235,7 @@ end
 CLIENT_SOURCE = (
     f"local METADATA, BOUND, IN_FLIGHT = '{METADATA}', '{BOUND_METADATA}', {IN_FLIGHT_TOKENS}\n"
     f"local UNREACHED = '{UNREACHED_HEADER}'"
-    + STRING_END
+    + json_lua.SOURCE
     + error_lua.SOURCE
     + r"""
 local function without_usage(s)

@@ -5,8 +5,8 @@
 - `refuses_options`: it takes `stream_options` out of the body, all other bytes stay as they are.
 """
 
+from tierwise.render.envoy import json_lua
 from tierwise.render.envoy.fields import PATH_STATE, TOKEN_UNITS_HEADER
-from tierwise.render.envoy.lua import STRING_END
 
 ASSUMED_TOKENS = 512
 """Tokens of an answer whose request states no most."""
@@ -16,32 +16,8 @@ BUCKET_UNITS = 1_000_000_000
 
 SOURCE = (
     f"local ASSUMED, BUCKET, TOKENS = {ASSUMED_TOKENS}, {BUCKET_UNITS}, '{TOKEN_UNITS_HEADER}'"
-    + STRING_END
+    + json_lua.SOURCE
     + r"""
--- Calls found(key, start, value) for each key of the object that opens at i, with the positions where key and value
--- begin. Returns the position of the closing brace, or nil when the text is no object.
-local function each_key(s, i, found)
-  local depth, p = 1, i + 1
-  while true do
-    p = string.find(s, '["{}%[%]]', p)
-    if not p then return nil end
-    local c = string.byte(s, p)
-    if c == 34 then
-      local e = string_end(s, p)
-      if not e then return nil end
-      if depth == 1 then
-        local _, v = string.find(s, '^%s*:%s*', e + 1)
-        if v then found(string.sub(s, p + 1, e - 1), p, v + 1) end
-      end
-      p = e + 1
-    else
-      if c == 123 or c == 91 then depth = depth + 1 else depth = depth - 1 end
-      if depth == 0 then return p end
-      p = p + 1
-    end
-  end
-end
-
 -- The text without the key that begins at p and its value, which begins at v, with one comma.
 local function without(s, p, v)
   local e
@@ -69,7 +45,7 @@ function envoy_on_request(handle)
   local _, open = string.find(s, '^%s*{')
   local answer, key, value
   if open then
-    each_key(s, open, function(name, p, v)
+    each_key(s, open, function(name, v, p)
       if name == 'stream_options' then
         key, value = p, v
       elseif name == 'max_tokens' or name == 'max_completion_tokens' or name == 'max_output_tokens' then
