@@ -3,10 +3,7 @@
 import contextlib
 import json
 import os
-import re
-import select
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +16,7 @@ from typing import Any, Protocol
 import yaml
 from rich.console import Console
 
-from tierwise.devcluster import build, components, paths
+from tierwise.devcluster import build, components, paths, supervisor
 from tierwise.devcluster.errors import DevClusterError, NotRunningError
 from tierwise.devcluster.paths import State
 from tierwise.devcluster.processes import run
@@ -29,7 +26,6 @@ COMMAND_TIMEOUT_SECONDS = 180.0
 CONTROL_TIMEOUT_SECONDS = 10.0
 # A second or two each on a quiet machine; a busy one may take its time.
 START_TIMEOUT_SECONDS = 240.0
-END_TIMEOUT_SECONDS = 15.0
 POLL_SECONDS = 0.2
 
 
@@ -169,15 +165,15 @@ class Cluster:
     def status(self) -> list[ComponentStatus]:
         """All programs of the cluster, in the order in which they start."""
         answer = self._ask({"operation": "status"})
-        supervisor = self.pid("supervisor")
+        root = self.pid("supervisor")
         statuses = [
             ComponentStatus(
                 name="supervisor",
-                pid=supervisor,
+                pid=root,
                 ready=True,
                 restarts=0,
-                running_seconds=_running_seconds(supervisor),
-                resident_bytes=_resident_bytes(supervisor),
+                running_seconds=supervisor.running_seconds(root),
+                resident_bytes=supervisor.resident_bytes(root),
             )
         ]
         for item in answer["components"]:
@@ -189,7 +185,7 @@ class Cluster:
                     ready=bool(item["ready"]),
                     restarts=int(item["restarts"]),
                     running_seconds=float(item["seconds"]),
-                    resident_bytes=None if pid is None else _resident_bytes(pid),
+                    resident_bytes=None if pid is None else supervisor.resident_bytes(pid),
                 )
             )
         return statuses
@@ -238,7 +234,7 @@ def get(name: str = DEFAULT_NAME) -> Cluster:
         NotRunningError: it does not run.
     """
     state = State.of(name)
-    if not _runs(state):
+    if not supervisor.runs(state):
         raise NotRunningError(f"no cluster {name!r} runs: start it with `tierwise cluster up --name {name}`")
     config = json.loads(state.config.read_text())
     return Cluster(name, state, build.Binaries(Path(config["components"][0]["argv"][0]).parent))
@@ -259,10 +255,10 @@ def down(name: str = DEFAULT_NAME, console: Console | None = None) -> bool:
 
 
 def _down(state: State) -> None:
-    pid = _supervisor_pid(state)
+    pid = supervisor.pid_of(state)
     if pid is not None:
-        _end(pid, state)
-    _remove(state)
+        supervisor.end(pid, state)
+    supervisor.remove(state)
 
 
 def _lock_file(name: str) -> Path:
@@ -276,7 +272,7 @@ def _locked(name: str, console: Console) -> contextlib.AbstractContextManager[No
 def running_names() -> list[str]:
     """The names of all clusters that run."""
     home = paths.clusters_home()
-    return sorted(folder.name for folder in home.iterdir() if _runs(State(folder))) if home.is_dir() else []
+    return sorted(folder.name for folder in home.iterdir() if supervisor.runs(State(folder))) if home.is_dir() else []
 
 
 def up(
@@ -307,10 +303,10 @@ def up(
     console = console or Console(stderr=True)
     state = State.of(name)
     with _locked(name, console):
-        if _runs(state):
+        if supervisor.runs(state):
             return get(name)
         # What a crash may have left: the supervisor is dead, so nothing else of it lives.
-        _remove(state)
+        supervisor.remove(state)
         programs = build.binaries(console)
         began = time.monotonic()
         cluster = _start(name, state, programs, components.Options(gpus=gpus, prometheus=prometheus))
@@ -331,7 +327,7 @@ def _start(name: str, state: State, programs: build.Binaries, options: component
         try:
             run(argv, pass_fds=[listener.fileno()], timeout_seconds=30)
         except DevClusterError as error:
-            _remove(state)
+            supervisor.remove(state)
             raise DevClusterError(
                 f"{error}\nA cluster needs network, mount and PID namespaces: run as root, or let users make them "
                 "(sysctl kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)."
@@ -348,9 +344,9 @@ def _await_components(cluster: Cluster, console: Console, began: float) -> None:
             statuses = cluster.status()
         except NotRunningError:
             statuses = []
-            if not _runs(cluster.state):
+            if not supervisor.runs(cluster.state):
                 raise DevClusterError(
-                    f"the supervisor ended at once:\n{_tail(cluster.state.logs / 'supervisor.log')}"
+                    f"the supervisor ended at once:\n{supervisor.tail(cluster.state.logs / 'supervisor.log')}"
                 ) from None
         if statuses:
             waiting = [status.name for status in statuses if not status.ready]
@@ -361,7 +357,7 @@ def _await_components(cluster: Cluster, console: Console, began: float) -> None:
         if not waiting:
             return
         if time.monotonic() > deadline:
-            tails = "\n".join(f"--- {name}\n{_tail(cluster.state.logs / f'{name}.log')}" for name in waiting)
+            tails = "\n".join(f"--- {name}\n{supervisor.tail(cluster.state.logs / f'{name}.log')}" for name in waiting)
             raise DevClusterError(f"not ready after {START_TIMEOUT_SECONDS:g} s: {', '.join(waiting)}\n{tails}")
         time.sleep(POLL_SECONDS)
 
@@ -400,74 +396,3 @@ def find_program(name: str) -> str:
 
 def _loopback_listener() -> socket.socket:
     return socket.create_server(("127.0.0.1", 0), backlog=1024)
-
-
-def _supervisor_pid(state: State) -> int | None:
-    """The supervisor's process id, if a process of that id is this cluster's supervisor."""
-    try:
-        pid = int((state.run / "supervisor.pid").read_text())
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except (OSError, ValueError):
-        return None
-    return pid if b"supervise" in words and os.fsencode(state.config) in words else None
-
-
-def _runs(state: State) -> bool:
-    return _supervisor_pid(state) is not None
-
-
-def _end(pid: int, state: State) -> None:
-    """End the supervisor; with it goes everything in its namespaces.
-
-    Its process descriptor becomes readable when its last thread has ended, and the last thread of process 1 of a PID
-    namespace ends after the kernel has killed and collected all others in it.
-    """
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        if _supervisor_pid(state) != pid:
-            return
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        for kind in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(descriptor, kind)
-            if poll.poll(END_TIMEOUT_SECONDS * 1000):
-                return
-    finally:
-        os.close(descriptor)
-    raise DevClusterError(f"process {pid} does not end")
-
-
-def _remove(state: State) -> None:
-    if state.root.exists():
-        shutil.rmtree(state.root)
-    for folder in (state.root.parent, state.root.parent.parent):
-        # Only when nothing else is in it.
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-
-
-def _tail(path: Path, lines: int = 20) -> str:
-    try:
-        return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
-    except OSError as error:
-        return str(error)
-
-
-def _resident_bytes(pid: int) -> int | None:
-    try:
-        text = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return None
-    match = re.search(r"^VmRSS:\s+(\d+) kB$", text, re.MULTILINE)
-    return None if match is None else int(match[1]) * 1024
-
-
-def _running_seconds(pid: int) -> float:
-    """Age of a process, from its start in clock ticks since boot."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    uptime = float(Path("/proc/uptime").read_text().split()[0])
-    return uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK")
