@@ -168,7 +168,8 @@ def local_replies(*, authenticated: bool) -> dict[str, Any]:
     )
     throttled = error(
         f"Requests of {_POLICY}, {_CLASS}, are throttled: NamespaceBudget "
-        f"%METADATA(ROUTE:{METADATA}.throttle:budget)% is nearly exhausted",
+        f"%METADATA(ROUTE:{METADATA}.throttle:budget)% is nearly exhausted until it resets at "
+        f"%METADATA(ROUTE:{METADATA}.throttle:resets_at)%",
         "rate_limit_error",
         "budget_throttled",
     )

@@ -7,6 +7,7 @@ buckets; of several gateways each has its part of the rate.
 """
 
 from collections.abc import Mapping
+from datetime import UTC
 from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
@@ -66,6 +67,7 @@ def metadata(
         found[f"{kind}_window"] = str(window)
         found[f"{kind}_units"] = str(units.to_integral_value(ROUND_CEILING))
         found["budget"] = f"{namespace}/{rate.budget}"
+        found["resets_at"] = f"{rate.resets_at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
         found["assumed_tokens"] = str(assumed_tokens)
     return found
 
