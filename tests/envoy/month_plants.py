@@ -1,0 +1,70 @@
+"""Defects that the bench must notice, by name."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+from tierwise import planner
+from tierwise.core.plan import Plan
+from tierwise.core.situation import Settings
+from tierwise.core.world import World
+from tierwise.render.envoy.bundle import GatewayConfig
+
+RESETS = ("until it resets at ", "until further notice ")
+
+
+def _twice(seen: World) -> World:
+    """Usage that is counted twice."""
+    if seen.signals is None:
+        return seen
+    usage = {
+        key: replace(
+            one,
+            **{
+                name: 2 * getattr(one, name)
+                for name in ("requests", "requests_with_usage", "input_tokens", "cached_input_tokens", "output_tokens")
+            },
+        )
+        for key, one in seen.signals.usage.items()
+    }
+    return replace(seen, signals=replace(seen.signals, usage=usage))
+
+
+def _without_ladder(made: Plan) -> Plan:
+    """What is decided reaches no gateway."""
+
+    def stripped(status):
+        return {name: value for name, value in status.items() if name != "enforcement"}
+
+    return replace(made, statuses=tuple(replace(one, status=stripped(one.status)) for one in made.statuses))
+
+
+def plan(plant: str, seen: World, settings: Settings) -> Plan:
+    """The planner's round, with the defect."""
+    if plant == "counted-twice":
+        seen = _twice(seen)
+    made = planner.plan(seen, settings)
+    return _without_ladder(made) if plant == "no-ladder" else made
+
+
+def change(plant: str) -> Callable[[GatewayConfig], GatewayConfig] | None:
+    """What is done to a rendered configuration; None: nothing."""
+    return _mute if plant == "mute" else None
+
+
+def _mute(config: GatewayConfig) -> GatewayConfig:
+    """Refusals that do not say until when."""
+
+    def without(resources):
+        text = json.dumps(resources)
+        return json.loads(text.replace(*RESETS)) if RESETS[0] in text else resources
+
+    bundles = {
+        name: replace(bundle, routes=without(bundle.routes), hash=f"{bundle.hash}-mute")
+        for name, bundle in config.namespaces.items()
+    }
+    return dataclasses.replace(config, shared=without(config.shared), namespaces=bundles)
+
+
+PLANTS = ("no-ladder", "counted-twice", "mute")
