@@ -158,7 +158,7 @@ async def rates(lab, seconds, **asked) -> tuple[int, int]:
             assert (said["code"], said["type"]) == ("budget_throttled", "rate_limit_error")
             assert (
                 "NamespaceBudget legal/ceiling is nearly exhausted until it resets at 2026-12-01T00:00:00Z"
-                in (said["message"])
+                in said["message"]
             )
             assert int(answer.headers["retry-after"]) >= 1
     return answered, refused
