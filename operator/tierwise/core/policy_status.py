@@ -27,7 +27,7 @@ from tierwise.core.decision import ClassOutcome, Decision
 from tierwise.core.situation import ClassView, Situation
 from tierwise.core.world import GatewayReport, Key, World
 
-_BINDINGS = {
+BINDINGS = {
     "": Binding.NONE,
     "Capacity": Binding.CAPACITY,
     "Clearance": Binding.CLEARANCE,
@@ -294,7 +294,7 @@ def _binding(outcome: ClassOutcome) -> Binding:
         return Binding.MANUAL
     if outcome.moved and dict(outcome.wanted) != dict(outcome.weights):
         return Binding.STEP
-    return _BINDINGS.get(outcome.binding, Binding.NONE)
+    return BINDINGS.get(outcome.binding, Binding.NONE)
 
 
 def _decision(situation: Situation, decision: Decision, outcomes: list[ClassOutcome], now: datetime) -> DecisionStatus:

@@ -27,6 +27,9 @@ from tierwise.runtime.secrets import decode
 from tierwise.runtime.store import ROUTES, Store
 
 READ = tuple(kind for kind in kinds.WATCHED if kind in ROUTES)
+FIGURES = frozenset({"classes", "tiers"})
+"""What a file of figures for `tierwise plan` holds: it lies beside manifests and is none."""
+
 _OPERATOR = "tierwise.dev/component=operator"
 
 
@@ -176,6 +179,12 @@ def _manifests(paths: Iterable[Path]) -> Iterable[tuple[Path, dict[str, Any]]]:
             except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
                 raise UnreadableError(f"{file}: {error}") from error
             for document in documents:
+                if (
+                    isinstance(document, dict)
+                    and not {"apiVersion", "kind"} & document.keys()
+                    and FIGURES & document.keys()
+                ):
+                    continue  # figures for `tierwise plan`
                 items = document.get("items", [document]) if isinstance(document, dict) else [document]
                 for item in items:
                     if not isinstance(item, dict) or not {"apiVersion", "kind"} <= item.keys():
