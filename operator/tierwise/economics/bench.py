@@ -1,6 +1,7 @@
 """Runs of one scenario: the planner, and what it is compared with."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from tierwise.economics.metrics import Score
 from tierwise.economics.scenarios import NAMESPACE, POLICY, Scenario
 from tierwise.simulate.driver import PlannerLoop
 from tierwise.simulate.fluid import Fluid
-from tierwise.simulate.run import Record, Runner, run, warm_up
+from tierwise.simulate.run import Event, Record, Runner, run, warm_up
 from tierwise.simulate.signals import Observer
 
 WARM_UP_SECONDS = 3600.0
@@ -27,18 +28,28 @@ class Options:
     autoscale: bool = True
 
 
-def planner_run(scenario: Scenario, options: Options | None = None) -> tuple[Score, Record]:
-    """The real planner over the scenario."""
+def planner_run(
+    scenario: Scenario, options: Options | None = None, events: Sequence[Event] = ()
+) -> tuple[Score, Record]:
+    """The real planner over the scenario.
+
+    Args:
+        scenario: as it truly is, with what is declared of it.
+        options: what is varied.
+        events: that happen meanwhile.
+    """
     chosen = options or Options()
     fluid = Fluid(scenario.tiers, scenario.classes)
     loop = PlannerLoop(
         NAMESPACE, scenarios.tiers_of(scenario), scenarios.policy_of(scenario), autoscale=chosen.autoscale
     )
     runner = Runner(fluid, loop, Observer(NAMESPACE, POLICY, chosen.noise, chosen.seed), scenario.slot_seconds)
-    fluid.scale(loop.wanted().replicas)
+    for name, count in loop.wanted().replicas.items():
+        fluid.state[name].ready = count
     cycle = max(1, min(scenario.slots, round(CYCLE_SECONDS / scenario.slot_seconds)))
-    warm_up(runner, scenario, round(WARM_UP_SECONDS / scenario.slot_seconds), cycle=cycle)
-    record = run(runner, scenario, scenario.slots)
+    if scenario.slots:
+        warm_up(runner, scenario, round(WARM_UP_SECONDS / scenario.slot_seconds), cycle=cycle)
+    record = run(runner, scenario, scenario.slots, events)
     return metrics.score(scenario, record), record
 
 

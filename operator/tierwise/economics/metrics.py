@@ -20,7 +20,8 @@ class Score:
         attainment, worst: percent of requests within their objective, of all and of the worst class.
         loss, worst_loss: mean score below all-large's, percent of it, of all requests and of the worst class.
         class_attainment, class_loss: by class.
-        replica_changes, weight_changes: per hour. reversals: per day.
+        replica_changes: replicas asked for or given up, per hour. weight_changes: slots with one, per hour.
+        reversals: per day.
     """
 
     usd_per_hour: float
@@ -58,7 +59,7 @@ def score(scenario: Scenario, record: Record) -> Score:
         worst_loss=max(loss.values(), default=0.0),
         class_attainment=attainment,
         class_loss=loss,
-        replica_changes=sum(len(changes) for changes in moves) / hours,
+        replica_changes=sum(abs(change) for changes in moves for _, change in changes) / hours,
         weight_changes=weights / hours,
         reversals=24 * sum(_reversals(changes, record.seconds) for changes in moves) / hours,
     )

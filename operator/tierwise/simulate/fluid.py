@@ -1,9 +1,10 @@
 """The fluid engine: one slot of demand, weights and replicas in, latencies, attainment, cost and signals out. Pure.
 
 The model is that of docs/economics.md. With `w` replica-seconds per request, `rho = sum(rate * w) / replicas`:
-`ITL = a / (1 - rho)` and `TTFT = prefill / (1 - rho) + ITL + backlog / replicas`. A slot has two parts, its busiest ten
-seconds and the rest; both have their own load, and all requests of a part keep their objective or none. Load above
-`SATURATED` becomes backlog, in replica-seconds of work. Replicas that start cost their price and serve nothing.
+`ITL = a / (1 - rho)` and `TTFT = prefill / (1 - rho) + ITL + backlog / replicas`. A class's slot has two parts, its
+busiest ten seconds and the rest, each with its own load beside the mean load of the other classes; all requests of a
+part keep their objective, or none. Load above `SATURATED` becomes backlog, in replica-seconds of work. Replicas that
+start cost their price and serve nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,9 @@ from tierwise.simulate.traces import BURST_SECONDS
 
 SATURATED = 0.98
 """Utilisation above which work waits."""
+
+NEVER_SECONDS = 3600.0
+"""Time to first token where no replica is ready."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +138,9 @@ class Fluid:
     """The engine. `step` once per slot, in order.
 
     Attributes:
-        tiers, classes: as they are. now: seconds since the start.
+        tiers, classes: as they are. A class's tiers in the order of its `quality`: the next one takes what a provider
+            that is down does not answer, as gateways' fallback does.
+        now: seconds since the start.
         state: replicas by tier. down: providers that answer nobody.
     """
 
@@ -166,7 +172,7 @@ class Fluid:
 
     def step(self, demand: Mapping[str, Demand], weights: Mapping[str, Mapping[str, float]], seconds: float) -> Slot:
         """One slot with these weights (class -> tier -> share, normalised here)."""
-        shares = {name: _normal(weights.get(name, {})) for name in demand}
+        shares = {each.name: self._after_fallback(each, _normal(weights.get(each.name, {}))) for each in self.classes}
         slot = Slot(seconds, {}, {tier.name: TierSlot() for tier in self.tiers})
         for tier in self.tiers:
             if tier.params is None:
@@ -175,6 +181,23 @@ class Fluid:
                 self._replicas(tier, tier.params, demand, shares, slot)
         self.now += seconds
         return slot
+
+    def lose(self, tier: str) -> None:
+        """One ready replica of a tier dies; its Deployment starts another at once."""
+        held = self.state[tier]
+        if held.ready > 0:
+            held.ready -= 1
+            startup = next(each.startup_seconds for each in self.tiers if each.name == tier)
+            held.starting.append(self.now + startup)
+
+    def _after_fallback(self, of: FluidClass, shares: Mapping[str, float]) -> dict[str, float]:
+        """Where requests end up: those of a provider that is down at the next tier of the class."""
+        found = dict(shares)
+        for name in self.down & set(found):
+            other = next((tier for tier in of.quality if tier not in self.down), None)
+            if other is not None:
+                found[other] = found.get(other, 0.0) + found.pop(name)
+        return found
 
     def _provider(
         self,
@@ -210,7 +233,7 @@ class Fluid:
         held.starting = [at for at in held.starting if at > self.now + 1e-9]
         seen.cost = held.existing * tier.price_per_hour * seconds / 3600
         seen.ready, seen.existing = held.ready, held.existing
-        loads: list[tuple[FluidClass, Flow, float, float, float]] = []
+        loads: list[_Load] = []
         for each in self.classes:
             share = shares[each.name].get(tier.name, 0.0)
             asked = demand[each.name]
@@ -219,60 +242,62 @@ class Fluid:
             output = asked.output * each.output_factor.get(tier.name, 1.0)
             flow = Flow(asked.requests * share, 0.0, asked.prompt, output)
             slot.flows[each.name, tier.name] = flow
-            loads.append((each, flow, asked.peak * share, work_seconds(params, asked.prompt, output), output))
-        burst = min(BURST_SECONDS, seconds)
-        for length, busiest in ((burst, True), (seconds - burst, False)):
-            if length > 0:
-                self._part(params, held, seen, loads, length, seconds, busiest=busiest)
+            loads.append(_Load(each, flow, asked.peak * share, work_seconds(params, asked.prompt, output)))
+        if held.ready:
+            self._serve(params, held, seen, loads, seconds)
+            return
+        for load in loads:
+            load.flow.ttft.append((load.flow.requests, NEVER_SECONDS))
+            seen.waiting += load.flow.requests
 
     @staticmethod
-    def _part(
-        params: ReplicaParams,
-        held: Replicas,
-        seen: TierSlot,
-        loads: Sequence[tuple[FluidClass, Flow, float, float, float]],
-        length: float,
-        seconds: float,
-        *,
-        busiest: bool,
-    ) -> None:
-        """One part of a slot: its load, its latencies, who keeps the objective, and what is left over."""
+    def _serve(params: ReplicaParams, held: Replicas, seen: TierSlot, loads: Sequence["_Load"], seconds: float) -> None:
+        """Latencies of a slot, who keeps the objective, and what is left over."""
         count = held.ready
-        part = [(each, flow, peak if busiest else flow.requests - peak, w, o) for each, flow, peak, w, o in loads]
-        work = sum(requests * w for _, _, requests, w, _ in part)
-        fraction = length / seconds
-        if count == 0:
-            for _, flow, requests, _, _ in part:
-                flow.ttft.append((requests, 3600.0))
-            seen.waiting += fraction * sum(requests for _, _, requests, _, _ in part)
-            return
-        rho = work / (length * count)
+        work = sum(load.flow.requests * load.work for load in loads)
+        mean = work / (seconds * count)
+        seen.utilisation = mean
         # What waits is worked off by what is left below saturation, or grows by what is above.
-        before = held.backlog
-        held.backlog = max(0.0, held.backlog + (rho - SATURATED) * count * length)
-        waits = max(before, held.backlog)
-        busy = min(rho, SATURATED) if waits <= 0 else SATURATED if held.backlog > 0 else min(rho, SATURATED)
-        itl = params.a_ms / 1e3 / (1 - busy)
-        running = sum(requests / length * output for _, _, requests, _, output in part) * itl
-        context = sum(r / length * o * (f.prompt + o / 2) for _, f, r, _, o in part) * itl
-        fits = running <= count * params.max_sequences and context <= count * params.kv_tokens
-        for each, flow, requests, _, output in part:
-            ttft = [
-                prefill_seconds(params, prompt) / (1 - busy) + itl + waits / count
-                for prompt in (flow.prompt, each.p95_prompt)
-            ]
-            if fits and rho <= SATURATED and each.objective.met(ttft[1], itl, ttft[1] + output * itl):
-                flow.kept += requests
-            pairs = [(0.95 * requests, ttft[0]), (0.05 * requests, max(ttft))]
-            flow.ttft += pairs
-            seen.ttft += pairs
-            seen.itl.append((requests * output, itl))
-        seen.utilisation += fraction * rho
-        seen.running += fraction * min(running, count * params.max_sequences)
-        seen.kv_tokens += fraction * min(context, count * params.kv_tokens)
-        requests = sum(requests for _, _, requests, _, _ in part)
-        queued = max(0.0, running - count * params.max_sequences)
-        seen.waiting += fraction * (queued + (waits * requests / work if work > 0 else 0.0))
+        held.backlog = max(0.0, held.backlog + (mean - SATURATED) * count * seconds)
+        burst = min(BURST_SECONDS, seconds)
+        running = context = 0.0
+        for load in loads:
+            flow = load.flow
+            others = mean - flow.requests * load.work / (seconds * count)
+            for requests, length in ((load.peak, burst), (flow.requests - load.peak, seconds - burst)):
+                if length <= 0 or requests <= 0:
+                    continue
+                rho = others + requests * load.work / (length * count)
+                busy = min(rho, SATURATED)
+                itl = params.a_ms / 1e3 / (1 - busy)
+                at_mean, at_p95 = (
+                    prefill_seconds(params, prompt) / (1 - busy) + itl + held.backlog / count
+                    for prompt in (flow.prompt, max(flow.prompt, load.of.p95_prompt))
+                )
+                if rho < 1 and load.of.objective.met(at_p95, itl, at_p95 + flow.output * itl):
+                    flow.kept += requests
+                pairs = [(0.95 * requests, at_mean), (0.05 * requests, at_p95)]
+                flow.ttft += pairs
+                seen.ttft += pairs
+                seen.itl.append((requests * flow.output, itl))
+                sequences = requests / seconds * flow.output * itl
+                running += sequences
+                context += sequences * (flow.prompt + flow.output / 2)
+        most = count * params.max_sequences
+        requests = sum(load.flow.requests for load in loads)
+        seen.running = min(running, most)
+        seen.kv_tokens = min(context, count * params.kv_tokens)
+        seen.waiting = max(0.0, running - most) + (held.backlog * requests / work if work > 0 else 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """One class on one tier in one slot: what flows, requests in its busiest ten seconds, work of one request."""
+
+    of: FluidClass
+    flow: Flow
+    peak: float
+    work: float
 
 
 def _normal(shares: Mapping[str, float]) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """A whole run: the engine, slot by slot, under a controller, and what is recorded of it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Protocol
@@ -112,10 +112,21 @@ def warm_up(runner: Runner, feed: Feed, slots: int, *, cycle: int) -> None:
         runner.step(feed.demand(at % cycle))
 
 
-def run(runner: Runner, feed: Feed, slots: int) -> Record:
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happens to a running system: before slot `slot`, `happen` is called once."""
+
+    slot: int
+    happen: Callable[[Runner], None]
+
+
+def run(runner: Runner, feed: Feed, slots: int, events: Sequence[Event] = ()) -> Record:
     """All slots of a feed, recorded."""
     record = Record(runner.seconds)
     for at in range(slots):
+        for event in events:
+            if event.slot == at:
+                event.happen(runner)
         demand = feed.demand(at)
         slot, wanted = runner.step(demand)
         record.add(runner.fluid, slot, wanted, demand)
