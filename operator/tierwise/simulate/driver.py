@@ -17,7 +17,7 @@ from tierwise.api.routing_policy_status import ClassStatus, RoutingPolicyStatus,
 from tierwise.core import decide, engines, learning, situation
 from tierwise.core.decision import Decision
 from tierwise.core.memory import LoopMemory
-from tierwise.core.signals import Signals
+from tierwise.core.signals import ClassKey, Signals
 from tierwise.core.situation import Settings
 from tierwise.core.world import Child, Key, Workload, World
 from tierwise.sim.hpa import Hpa, HpaSpec
@@ -47,7 +47,9 @@ class PlannerLoop:
         namespace: of the objects. tiers, policy: the users' objects.
         settings: the operator's.
         autoscale: whether an autoscaler moves replicas above the plan's minimum.
-        decisions: the last one.
+        decision: the last one.
+        others: further policies of the namespace, by name.
+        names: (namespace, policy, class) -> class of the engine; absent: the class's own name.
     """
 
     namespace: str
@@ -57,6 +59,8 @@ class PlannerLoop:
     autoscale: bool = True
     memory: LoopMemory = field(default_factory=LoopMemory)
     decision: Decision | None = None
+    others: dict[str, RoutingPolicy] = field(default_factory=dict)
+    names: Mapping[ClassKey, str] = field(default_factory=dict)
     _bounds: dict[str, tuple[int, int]] = field(default_factory=dict)
     _desired: dict[str, int] = field(default_factory=dict)
     _hpas: dict[str, Hpa] = field(default_factory=dict)
@@ -75,13 +79,18 @@ class PlannerLoop:
 
     def wanted(self) -> Wanted:
         """What is in force now."""
-        weights = {
-            entry.name: {w.tier: float(w.percent) for w in entry.weights} for entry in self.policy.status.classes
-        }
-        for spec in self.policy.spec.classes:
-            if not weights.get(spec.name):
-                weights[spec.name] = {name: float(share) for name, share in spec.starting_weights().items()}
+        weights: dict[str, dict[str, float]] = {}
+        for policy in (self.policy, *self.others.values()):
+            shown = {entry.name: entry.weights for entry in policy.status.classes}
+            for spec in policy.spec.classes:
+                name = self._name((self.namespace, policy.metadata.name, spec.name))
+                weights[name] = {each.tier: float(each.percent) for each in shown.get(spec.name, ())} or {
+                    tier: float(share) for tier, share in spec.starting_weights().items()
+                }
         return Wanted(weights, dict(self._desired))
+
+    def _name(self, key: ClassKey) -> str:
+        return self.names.get(key, key[2])
 
     def decide(
         self, seconds: float, signals: Signals | None, state: Mapping[str, Replicas], seen: Mapping[str, TierSlot]
@@ -118,7 +127,7 @@ class PlannerLoop:
             now=START + timedelta(seconds=seconds),
             replica="simulated",
             tiers=self.tiers,
-            policies={Key(self.namespace, self.policy.metadata.name): self.policy},
+            policies={Key(self.namespace, each.metadata.name): each for each in (self.policy, *self.others.values())},
             budgets={},
             workloads=workloads,
             autoscalers=autoscalers,
@@ -128,15 +137,8 @@ class PlannerLoop:
 
     def _take(self, decision: Decision) -> None:
         """What the operator would write: weights into the status, bounds into the autoscaler, 0 and 1 into `scale`."""
-        if any(outcome.moved for outcome in decision.classes.values()) or not self.policy.status.classes:
-            classes = tuple(
-                ClassStatus(
-                    name=key[2],
-                    weights=tuple(TierWeight(tier=tier, percent=share) for tier, share in outcome.weights.items()),
-                )
-                for key, outcome in decision.classes.items()
-            )
-            self.policy = self.policy.model_copy(update={"status": RoutingPolicyStatus(classes=classes)})
+        self.policy = _with_weights(self.policy, decision)
+        self.others = {name: _with_weights(policy, decision) for name, policy in self.others.items()}
         for name, outcome in decision.tiers.items():
             if outcome.scale is not None:
                 self._desired[name] = outcome.scale
@@ -157,3 +159,18 @@ class PlannerLoop:
             self._desired[name] = hpa.desired(
                 seconds, self._desired[name], min(held.ready, self._desired[name]), average
             )
+
+
+def _with_weights(policy: RoutingPolicy, decision: Decision) -> RoutingPolicy:
+    """A policy whose status shows what was decided, where that is new."""
+    mine = {key[2]: outcome for key, outcome in decision.classes.items() if key[1] == policy.metadata.name}
+    if policy.status.classes and not any(outcome.moved for outcome in mine.values()):
+        return policy
+    classes = tuple(
+        ClassStatus(
+            name=name,
+            weights=tuple(TierWeight(tier=tier, percent=share) for tier, share in outcome.weights.items()),
+        )
+        for name, outcome in mine.items()
+    )
+    return policy.model_copy(update={"status": RoutingPolicyStatus(classes=classes)})

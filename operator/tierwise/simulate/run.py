@@ -7,7 +7,8 @@ from typing import Protocol
 
 from tierwise.core.signals import Signals
 from tierwise.simulate.driver import START, Wanted
-from tierwise.simulate.fluid import Demand, Fluid, Replicas, Slot, TierSlot
+from tierwise.simulate.engine import Engine
+from tierwise.simulate.fluid import Demand, Replicas, Slot, TierSlot
 from tierwise.simulate.signals import Observer
 
 
@@ -60,7 +61,7 @@ class Record:
         """Length of the run."""
         return len(self.cost) * self.seconds / 3600
 
-    def add(self, fluid: Fluid, slot: Slot, wanted: Wanted, demand: Mapping[str, Demand]) -> None:
+    def add(self, fluid: Engine, slot: Slot, wanted: Wanted, demand: Mapping[str, Demand]) -> None:
         """One more slot."""
         self.cost.append(slot.cost)
         self.tokens_cost.append(sum(slot.tiers[tier.name].cost for tier in fluid.tiers if tier.params is None))
@@ -85,7 +86,7 @@ class Runner:
         newest: the last answer of Prometheus.
     """
 
-    fluid: Fluid
+    fluid: Engine
     controller: Controller
     observer: Observer
     seconds: float

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from tierwise.core.signals import ClassKey, ClassSignals, Missing, Reading, Signal, Signals, TierKey, TierSignals
-from tierwise.simulate.fluid import Demand, Fluid, Slot
+from tierwise.simulate.engine import Engine
+from tierwise.simulate.fluid import Demand, Slot
 from tierwise.simulate.traces import BURST_SECONDS
 
 AGE_SECONDS = 5.0
@@ -25,18 +26,20 @@ class Observer:
         namespace, policy: of the keys.
         noise: standard deviation of the relative error of every value; 0 for none.
         seed: of the noise.
+        keys: class of the engine -> (namespace, policy, class), where they are of several policies.
     """
 
     namespace: str
     policy: str
     noise: float = 0.0
     seed: int = 0
+    keys: Mapping[str, ClassKey] = field(default_factory=dict)
     _source: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
         self._source = random.Random(f"tierwise-noise:{self.seed}")  # noqa: S311 - repeatable error, no secret
 
-    def signals(self, now: datetime, fluid: Fluid, slot: Slot, demand: Mapping[str, Demand]) -> Signals:
+    def signals(self, now: datetime, fluid: Engine, slot: Slot, demand: Mapping[str, Demand]) -> Signals:
         """All of one slot, asked for at its end."""
         tiers: dict[TierKey, TierSignals] = {
             (self.namespace, tier.name): (
@@ -61,7 +64,7 @@ class Observer:
                     ttfb_p95_seconds=self._reading(percentile(flow.ttft)),
                     peak_rate=self._reading(asked.peak * share / min(BURST_SECONDS, slot.seconds)),
                 )
-            classes[self.namespace, self.policy, each.name] = shown
+            classes[self.keys.get(each.name, (self.namespace, self.policy, each.name))] = shown
         return Signals(
             time=now,
             tiers=tiers,
@@ -77,7 +80,7 @@ class Observer:
             value *= math.exp(self.noise * self._source.gauss(0.0, 1.0))
         return Reading(value, AGE_SECONDS)
 
-    def _engine(self, fluid: Fluid, slot: Slot, name: str) -> TierSignals:
+    def _engine(self, fluid: Engine, slot: Slot, name: str) -> TierSignals:
         seen = slot.tiers[name]
         flows = [flow for (_, tier), flow in slot.flows.items() if tier == name]
         params = next(tier.params for tier in fluid.tiers if tier.name == name)
