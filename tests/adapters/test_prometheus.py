@@ -12,7 +12,7 @@ import pytest
 from tierwise.adapters import prometheus, queries
 from tierwise.adapters.prometheus import Prometheus, PrometheusError
 from tierwise.adapters.queries import EngineMetrics, Targets
-from tierwise.core.signals import Missing, Reading
+from tierwise.core.signals import Missing, Origin, Reading
 
 NOW = datetime(2026, 11, 25, 8, 0, tzinfo=UTC)
 ENGINE = EngineMetrics(
@@ -261,15 +261,154 @@ async def test_what_gateways_estimate_is_read_for_every_reason():
     source.close()
 
 
-async def test_a_long_gap_is_read_in_bounded_slices():
-    answers = Answers()
+def scraped(counter, *samples, up=(), **labels):
+    """Rows of one counter of team-a's frontier tier, and of its gateway's uptime, as of a query's time and range."""
+    metric = {"tierwise_namespace": "team-a", "tierwise_tier": "frontier", "instance": "a"} | labels
+    return [
+        {"metric": metric | {"__name__": f"envoy_tierwise_{counter}"}, "values": [[t, str(v)] for t, v in samples]},
+        {"metric": {"__name__": "envoy_server_uptime", "instance": "a"}, "values": [[t, str(v)] for t, v in up]},
+    ]
+
+
+class History:
+    """A Prometheus that remembers: answers range and last_over_time queries of one counter."""
+
+    def __init__(self, samples, up):
+        self.samples, self.up, self.asked, self.broken = samples, up, [], lambda _: False
+
+    def custom_query(self, query, params=None):
+        if "envoy_server_uptime" not in query:
+            return UP if '"q"' in query else []
+        moment = float(params["time"]) if params else NOW.timestamp() + 1
+        self.asked.append((query, moment))
+        if self.broken(len(self.asked)):
+            raise ConnectionError("gone")
+        span = int(query.rsplit("[", 1)[1].split("s]")[0])
+
+        def within(samples):
+            return [(t, v) for t, v in samples if moment - span < t <= moment]
+
+        samples, up = within(self.samples), within(self.up)
+        if query.startswith("last_over_time"):
+            samples, up = ([(moment, each[-1][1])] if each else [] for each in (samples, up))
+        return scraped("completion_tokens", *samples, up=up)
+
+
+async def test_a_long_gap_is_read_in_bounded_slices_over_several_rounds():
+    answers = History([], [])
     source = Prometheus(answers)
-    since = {"team-a": NOW.timestamp() - 10 * 24 * 3600}
-    await source.read(Targets(ledger_since=since), NOW)
+    await source.read(Targets(ledger_since={"team-a": NOW.timestamp() - 10 * 24 * 3600}), NOW)
+    asked = [query for query, _ in answers.asked]
+    assert sum(query.startswith("last_over_time") for query in asked) == 1
+    assert len(asked) == 1 + prometheus.SLICES_PER_READ
+    assert all(f"[{prometheus.SLICE_SECONDS + prometheus.LOOKBACK_SECONDS}s]" in query for query in asked[1:])
+    for _ in range(20):
+        await source.read(Targets(), NOW)
+    newest = [moment for query, moment in answers.asked if not query.startswith("last_over_time")]
+    assert max(newest) >= NOW.timestamp(), "hours without any sample do not stop it"
     source.close()
-    asked = [query for query, _ in answers.asked if "envoy_server_uptime" in query]
-    assert len(asked) == prometheus.RECOVERY_SECONDS / prometheus.SLICE_SECONDS
-    assert all(f"[{prometheus.SLICE_SECONDS + prometheus.LOOKBACK_SECONDS}s]" in query for query in asked)
+
+
+def grown(start, stop, step=15):
+    """A counter that grows by 7 at each scrape, and an uptime."""
+    times = [start + step * n for n in range(int((stop - start) / step) + 1)]
+    return [(t, 7.0 * n) for n, t in enumerate(times)], [(t, 1000.0 + t - start) for t in times]
+
+
+@pytest.mark.parametrize("missing", [(0, 0), (7200, 6600), (3700, 3000)], ids=["none", "before", "around"])
+async def test_a_restarted_operator_reads_what_it_missed_from_history(missing):
+    """Prometheus' own gap (seconds ago) may be anywhere, around the checkpoint too: counters tell what came in it."""
+    now = NOW.timestamp()
+    samples, up = grown(now - 4 * 3600, now)
+    seen = [n for n, (t, _) in enumerate(samples) if not now - missing[0] <= t <= now - missing[1]]
+    answers = History([samples[n] for n in seen], [up[n] for n in seen])
+    source = Prometheus(answers)
+    since = now - 3600
+    total, targets = 0.0, Targets(external=frozenset({FRONTIER}), ledger_since={"team-a": since})
+    for _ in range(5):
+        found = (await source.read(targets, NOW)).usage.get(FRONTIER)
+        total += found.output_tokens if found is not None else 0.0
+        targets = Targets(external=frozenset({FRONTIER}))
+    counted = max(v for t, v in answers.samples if t <= since)
+    assert total == answers.samples[-1][1] - counted
+    source.close()
+
+
+async def test_a_slice_that_fails_keeps_what_was_read_before_it():
+    now = NOW.timestamp()
+    answers = History(*grown(now - 4 * 3600, now))
+    answers.broken = lambda asked: asked == 6
+    source = Prometheus(answers)
+    first = Targets(external=frozenset({FRONTIER}), ledger_since={"team-a": now - 3600})
+    part = (await source.read(first, NOW)).usage[FRONTIER]
+    rest = (await source.read(Targets(external=frozenset({FRONTIER})), NOW)).usage[FRONTIER]
+    assert part.until == rest.since
+    assert part.output_tokens + rest.output_tokens == 7 * 3600 / 15
+    assert len(part.pieces) == 4, "each slice is charged at the price of its time"
+    source.close()
+
+
+async def test_namespaces_with_different_checkpoints_count_from_their_own():
+    now = NOW.timestamp()
+    samples, up = grown(now - 4 * 3600, now)
+    history = History(samples, up)
+
+    def both(query, params=None):
+        rows = History.custom_query(history, query, params)
+        more = [row | {"metric": row["metric"] | {"tierwise_namespace": "team-b"}} for row in rows[:1]]
+        return rows + (more if "envoy_server_uptime" in query else [])
+
+    answers = Answers()
+    answers.custom_query = both
+    source = Prometheus(answers)
+    later = ("team-b", "frontier")
+    tiers = frozenset({FRONTIER, later})
+    found = await source.read(Targets(external=tiers, ledger_since={"team-a": now - 3600, "team-b": now - 750}), NOW)
+    assert found.usage[FRONTIER].output_tokens == 7 * 3600 / 15
+    assert found.usage[later].output_tokens == 7 * 750 / 15
+    source.close()
+
+
+async def test_a_gateway_that_two_jobs_scrape_is_counted_once():
+    now = NOW.timestamp()
+    answers = Answers(("envoy_server_uptime", scraped("completion_tokens", (now - 20, 5.0), up=[(now - 20, 9.0)])))
+    source = Prometheus(answers)
+    await source.read(TARGETS, NOW)
+    rows = [
+        *scraped("completion_tokens", (now - 10, 9.0), up=[(now - 10, 19.0)], job="a"),
+        *scraped("completion_tokens", (now - 9, 9.0), up=[(now - 9, 20.0)], job="b"),
+    ]
+    answers.rules = (("envoy_server_uptime", rows),)
+    assert (await source.read(TARGETS, NOW)).usage[FRONTIER].output_tokens == 4.0
+    source.close()
+
+
+async def test_whose_tokens_they_are_is_told_by_the_gateways_labels():
+    now = NOW.timestamp()
+    answers = Answers(("envoy_server_uptime", []))
+    source = Prometheus(answers)
+    labels = {"tierwise_policy": "assistant", "tierwise_class": "routine"}
+    kinds = [("completion_tokens", "bot"), ("completion_tokens", "-"), ("shadow_completion_tokens", "-")]
+
+    def rows(*values):
+        return [
+            row
+            for (name, consumer), value in zip(kinds, values, strict=True)
+            for row in scraped(
+                name, (now - 20, 0.0), (now, value), up=[(now - 20, 9.0)], tierwise_consumer=consumer, **labels
+            )
+        ]
+
+    answers.rules = (("envoy_server_uptime", scraped("requests", up=[(now - 20, 9.0)])),)
+    await source.read(TARGETS, NOW)
+    answers.rules = (("envoy_server_uptime", rows(3.0, 4.0, 5.0)),)
+    found = (await source.read(TARGETS, NOW)).usage[FRONTIER]
+    assert {origin: counts.output_tokens for origin, counts in found.parts.items()} == {
+        Origin("assistant", "routine", "bot"): 3.0,
+        Origin("assistant", "routine", ""): 4.0,
+        Origin("assistant", "routine", "", "shadow"): 5.0,
+    }
+    source.close()
 
 
 def test_aged_signals_grow_older_and_repeat_no_usage():

@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tierwise.core import ledger
+from tierwise.core import charges, ledger
 from tierwise.core.ledger import Account, TokenPrices, Use
 from tierwise.core.signals import CounterReading
 
@@ -42,10 +42,10 @@ def accrue(held: Account, seconds: float, *uses: Use) -> Account:
 
 
 def test_replica_seconds_are_measured_and_cost_their_price() -> None:
-    held = accrue(accrue(account(), 10, own(2)), 20, own(3))
-    assert held.entries["own"].replica_seconds == 50
+    held = accrue(accrue(accrue(account(), 10, own(2)), 20, own(3)), 30, own(3))
+    assert held.entries["own"].replica_seconds == 20 + 20 + 30, "an interval is charged for what its first look saw"
     spent = ledger.spend(held)
-    assert (spent.counted, spent.estimated, spent.unknown) == (Decimal("0.05"), 0, ())
+    assert (spent.counted, spent.estimated, spent.unknown) == (Decimal("0.07"), 0, ())
 
 
 @given(st.lists(st.integers(1, 80), min_size=1, max_size=12), st.integers(0, 5))
@@ -134,7 +134,7 @@ def test_requests_without_usage_are_estimated_from_those_with() -> None:
     """An older gateway does not say what they cost at most."""
     held = accrue(account(), 10, provider(reading(10, requests=10, with_usage=8)))
     mean = ledger.spend(held).counted / 8
-    assert ledger.spend(held).estimated == ledger.USAGE_BOUND * 2 * mean
+    assert ledger.spend(held).estimated == charges.USAGE_BOUND * 2 * mean
 
 
 def test_a_tier_all_of_whose_attempts_were_replaced_is_not_free() -> None:
@@ -148,7 +148,7 @@ def test_attempts_without_a_bound_are_estimated_from_requests_with_usage() -> No
         account(), 10, provider(reading(10, requests=10, with_usage=8, estimated_attempts=2, unbounded_attempts=2))
     )
     mean = ledger.spend(held).counted / 8
-    assert ledger.spend(held).estimated == ledger.USAGE_BOUND * 2 * mean
+    assert ledger.spend(held).estimated == charges.USAGE_BOUND * 2 * mean
 
 
 def test_the_mean_does_not_come_from_spend_that_a_checkpoint_brought_back() -> None:

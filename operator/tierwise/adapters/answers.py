@@ -2,18 +2,21 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from tierwise.adapters import queries
 from tierwise.adapters.queries import Targets
 from tierwise.core import usage
-from tierwise.core.signals import ClassKey, ClassSignals, Missing, Reading, Signal, TierKey, TierSignals
+from tierwise.core.signals import ClassKey, ClassSignals, Missing, Origin, Reading, Signal, TierKey, TierSignals
 
 Row: TypeAlias = dict[str, Any]
 Answers: TypeAlias = dict[str, list[Row]]
 
 # Requests whose tokens a provider may bill: answered 2xx, or given up by the client (Envoy logs 0).
 BILLABLE_CODES = ("2", "0")
+# Labels that gateways set besides those that begin with `tierwise_`.
+_COUNTED_BY = frozenset({"code", "reason"})
 # The tier of requests that the gateway answered by itself.
 NO_TIER = ("", "-")
 # Outcomes that count against a tier: server errors (a lost upstream is a 503) and throttling.
@@ -201,21 +204,38 @@ def assemble(
     return tiers, classes
 
 
-def parse_usage(rows: list[Row]) -> tuple[list[usage.CounterSeries], dict[str, tuple[float, float, float | None]]]:
-    """Raw range-vector rows as counter series, and each gateway's first and newest sample and process start."""
+@dataclass(frozen=True, slots=True)
+class UsageRows:
+    """Raw samples of the gateways' counters.
+
+    Attributes:
+        series: counters that the ledger reads.
+        instances: gateway -> its first and newest sample and the start of its process, Unix seconds.
+        uptimes: gateway -> samples of its uptime, seconds.
+    """
+
+    series: list[usage.CounterSeries]
+    instances: dict[str, tuple[float, float, float | None]]
+    uptimes: dict[str, list[usage.Sample]]
+
+
+def parse_usage(rows: list[Row]) -> UsageRows:
+    """Raw range-vector rows as counter series, each once however many scrape jobs found its gateway."""
     prefix = f"{queries.GATEWAY_PREFIX}_"
-    series: list[usage.CounterSeries] = []
+    series: dict[str, usage.CounterSeries] = {}
     seen: dict[str, tuple[float, float, float | None]] = {}
+    uptimes: dict[str, list[usage.Sample]] = {}
     for row in rows:
         metric = {str(name): str(value) for name, value in (row.get("metric") or {}).items()}
         samples = _samples(row)
         if not samples:
             continue
         name = metric.pop("__name__", "")
-        instance = metric.get("instance", metric.get("pod", ""))
+        instance = "/".join(metric[label] for label in ("pod", "instance") if label in metric)
         first, newest, start = seen.get(instance, (samples[0][0], samples[-1][0], None))
         if name == queries.UPTIME:
-            start = samples[-1][0] - samples[-1][1]
+            uptimes[instance] = sorted({*uptimes.get(instance, []), *samples})
+            start = uptimes[instance][-1][0] - uptimes[instance][-1][1]
         seen[instance] = (min(first, samples[0][0]), max(newest, samples[-1][0]), start)
         quantity = queries.USAGE_COUNTERS.get(name.removeprefix(prefix)) if name.startswith(prefix) else None
         tier = metric.get("tierwise_tier", "")
@@ -223,16 +243,29 @@ def parse_usage(rows: list[Row]) -> tuple[list[usage.CounterSeries], dict[str, t
             continue
         if quantity == usage.REQUESTS and not metric.get("code", "").startswith(BILLABLE_CODES):
             continue
-        identity = f"{name}{{{','.join(f'{key}={metric[key]}' for key in sorted(metric))}}}"
-        series.append(
-            usage.CounterSeries(quantity, metric.get("tierwise_namespace", ""), tier, identity, instance, samples)
-        )
-    return series, seen
+        told = {key: value for key, value in metric.items() if key.startswith("tierwise_") or key in _COUNTED_BY}
+        identity = f"{name}{{{','.join(f'{key}={told[key]}' for key in sorted(told))}}}@{instance}"
+        if identity in series:
+            samples = sorted({*series[identity].samples, *samples})
+        origin = _origin(metric, shadow=name.startswith(f"{prefix}shadow_"))
+        namespace = metric.get("tierwise_namespace", "")
+        series[identity] = usage.CounterSeries(quantity, namespace, tier, identity, instance, samples, origin)
+    return UsageRows(list(series.values()), seen, uptimes)
+
+
+def _origin(metric: Mapping[str, str], *, shadow: bool) -> Origin:
+    def label(name: str) -> str:
+        value = metric.get(f"tierwise_{name}", "")
+        return "" if value == "-" else value
+
+    return Origin(label("policy"), label("class"), label("consumer"), "shadow" if shadow else "")
 
 
 def _samples(row: Row) -> list[usage.Sample]:
+    """Of a range vector, or the one of an instant vector."""
     found: list[usage.Sample] = []
-    for pair in row.get("values") or ():
+    pairs = row.get("values") or ([row["value"]] if row.get("value") else [])
+    for pair in pairs:
         try:
             time, value = float(pair[0]), float(pair[1])
         except (IndexError, TypeError, ValueError):

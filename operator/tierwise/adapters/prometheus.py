@@ -29,10 +29,14 @@ from tierwise.errors import TierwiseError
 
 # A read of raw samples reaches this far back beyond the last one, to find the sample to count from.
 LOOKBACK_SECONDS = 60
-# One answer with raw samples spans at most this: after an outage the gap is read in slices.
+# One answer with raw samples spans at most this: after an outage the gap is read in slices, in several rounds where it
+# is long, so that no round keeps the other signals waiting.
 SLICE_SECONDS = 300
-# A ledger that lacks more than this is not filled from raw samples; what lies before stays unknown.
-RECOVERY_SECONDS = 6 * 3600
+SLICES_PER_READ = 24
+# A ledger that lacks more than this is not filled from raw samples; it charges a bound for what lies before.
+RECOVERY_SECONDS = 24 * 3600
+# How old the newest sample before a ledger's checkpoint may be: as long as Prometheus may have been gone by then.
+BASELINE_SECONDS = 6 * 3600
 
 
 class PrometheusError(TierwiseError):
@@ -89,6 +93,7 @@ class Prometheus:
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="prometheus")
         self._running: concurrent.futures.Future[Any] | None = None
         self._cursor = usage.Cursor()
+        self._reached: float | None = None
         self._deadline = 0.0
 
     def close(self) -> None:
@@ -98,6 +103,7 @@ class Prometheus:
     def forget_usage(self) -> None:
         """Start counting usage anew: another replica was deciding meanwhile."""
         self._cursor = usage.Cursor()
+        self._reached = None
 
     async def read(self, targets: Targets, now: datetime) -> Signals:
         """All signals for the targets.
@@ -155,27 +161,41 @@ class Prometheus:
         return {name: self._query(query) for name, query in wanted.items()}
 
     async def _read_usage(self, targets: Targets, now: datetime) -> tuple[dict[TierKey, CounterReading], usage.Cursor]:
+        """What came since the cursor, at most `SLICES_PER_READ` slices of it, and the next cursor.
+
+        A slice that fails ends the read; what was read before it counts, unless it was the first.
+        """
         end = now.timestamp()
-        starts = [*self._cursor.since.values(), *([self._cursor.time] if self._cursor.time is not None else [])]
-        start = max(min(starts, default=end), end - RECOVERY_SECONDS)
         cursor = self._cursor
+        starts = [*cursor.since.values(), *([cursor.time] if cursor.time is not None else [])]
+        # Where nothing was scraped for hours, the next read goes on behind what was found empty.
+        start = max(min(starts, default=end), end - RECOVERY_SECONDS, self._reached or 0.0)
         total: dict[TierKey, CounterReading] = {}
         edges = [start]
-        while edges[-1] < end:
+        while edges[-1] < end and len(edges) <= SLICES_PER_READ:
             edges.append(min(edges[-1] + SLICE_SECONDS, end))
         slices = list(itertools.pairwise(edges)) or [(end, end)]
+        if cursor.since and cursor.time is None:
+            rows = await self._in_thread(self._query, queries.usage_before(self._selector, BASELINE_SECONDS), start)
+            before = answers.parse_usage(rows)
+            cursor = usage.baseline(before.series, before.uptimes, cursor)
         for begin, stop in slices:
             span = math.ceil(stop - begin) + LOOKBACK_SECONDS
             # The newest slice is asked at Prometheus' own "now": clocks may differ.
-            rows = await self._in_thread(
-                self._query,
-                queries.usage_samples(self._selector, span),
-                None if stop >= end else stop,
+            moment = None if stop >= end else stop
+            try:
+                rows = await self._in_thread(self._query, queries.usage_samples(self._selector, span), moment)
+            except PrometheusError:
+                if not total:
+                    raise
+                break
+            found = answers.parse_usage(rows)
+            readings, cursor = usage.read(
+                found.series, cursor, tiers=targets.tiers, instances=found.instances, uptimes=found.uptimes
             )
-            series, instances = answers.parse_usage(rows)
-            readings, cursor = usage.read(series, cursor, tiers=targets.tiers, instances=instances)
             for key, reading in readings.items():
                 total[key] = usage.add(total[key], reading) if key in total else reading
+            self._reached = stop if stop < end else None
         return total, cursor
 
 

@@ -172,3 +172,9 @@ def usage_samples(selector: str, range_seconds: int) -> str:
     """Raw samples of the counters that the ledger sums, and of each gateway's uptime."""
     names = "|".join(f"{GATEWAY_PREFIX}_{name}" for name in USAGE_COUNTERS)
     return f'{{__name__=~"{names}|{UPTIME}",{selector}}}[{range_seconds}s]'
+
+
+def usage_before(selector: str, range_seconds: int) -> str:
+    """What the same counters were, however long before the query's time they were scraped last."""
+    names = "|".join(f"{GATEWAY_PREFIX}_{name}" for name in USAGE_COUNTERS)
+    return f'last_over_time({{__name__=~"{names}|{UPTIME}",{selector}}}[{range_seconds}s])'

@@ -123,6 +123,11 @@ class NamespaceBudgetStatus(StatusModel):
     """The part of spent that rests on counted replica-seconds and tokens."""
     estimated: Figure | None = None
     """The part of spent that is estimated, on the high side, for times and requests that were not counted."""
+    bound: Figure | None = None
+    """The ledger is exact up to this: most that gateways which ended in this period can have counted after their last
+    scrape. Not in spent."""
+    gateways_lost: Annotated[Int | None, Field(ge=0)] = None
+    """Gateways that ended in this period and took such counts with them: restarts, and scaling down."""
     forecast: Figure | None = None
     """Spending to expect at the period's end."""
     forecast_low: Figure | None = None

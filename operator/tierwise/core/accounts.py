@@ -4,9 +4,12 @@ from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 
+from tierwise.api.meta import Provenance
 from tierwise.api.namespace_budget import NamespaceBudget
+from tierwise.api.namespace_budget_status import Checkpoint, PeriodBounds
+from tierwise.core import book, capacity, cost, ledger, tier_status
 from tierwise.core import budget as calendar
-from tierwise.core import cost, ledger, tier_status
+from tierwise.core.book import Line
 from tierwise.core.ledger import Account, Entry, TokenPrices, Use
 from tierwise.core.situation import Situation, TierView, autoscaler_bounds
 from tierwise.core.world import Key, World
@@ -15,60 +18,122 @@ CENT = Decimal("0.01")
 
 
 def account(world: World, situation: Situation, budget: NamespaceBudget, known: Account | None) -> Account:
-    """The account at this moment: from memory, else from the checkpoint in the status, else a new one."""
-    start, end = calendar.period(budget.spec.period.value, budget.spec.time_zone, world.now)
+    """The account at this moment: from memory, else as it was kept, else a new one."""
+    zone = budget.spec.time_zone
+    start, end = calendar.period(budget.spec.period.value, zone, world.now)
     if known is None:
-        known = _restored(budget)
+        known = _restored(world, budget)
     if known is None:
         # Nothing tells what was spent before: counting begins now.
         known = Account(start, end, world.now)
+    gap = situation.settings.max_gap_seconds
+    uses = _uses(world, situation, known, budget.spec.currency)
     if (known.start, known.end) != (start, end):
-        known = _next_period(known, start, end)
-    uses = [_use(world, situation, view, budget.spec.currency) for view in situation.tiers.values()]
-    return ledger.accrue(known, uses, world.now, max_gap_seconds=situation.settings.max_gap_seconds)
+        if known.end <= world.now:
+            known = ledger.accrue(known, uses, known.end, max_gap_seconds=gap)  # its last minutes
+        known = _next_period(known, start, end, zone)
+    held = ledger.accrue(known, uses, world.now, max_gap_seconds=gap)
+    return replace(held, book=book.tidied(held.book, world.now, zone))
 
 
-def _next_period(known: Account, start: datetime, end: datetime) -> Account:
+def _next_period(known: Account, start: datetime, end: datetime, zone: str) -> Account:
     """The account of another period: the calendar went on, or somebody changed the budget's period or time zone."""
     if known.end > start and known.start >= start:
         # A longer period around the old one: what is known of it is kept.
         return replace(known, start=start, end=end, checkpoint=None, rung=None, since=None)
     # All since the period's start is this period's; what nobody observed of it is a gap, bounded from above.
-    return Account(start, end, start)
+    return ledger.turned(known, start, end, zone)
 
 
-def _restored(budget: NamespaceBudget) -> Account | None:
-    """The account that the checkpoint in the status kept; None when there is none."""
+def _restored(world: World, budget: NamespaceBudget) -> Account | None:
+    """The account as it was kept, in whole by the namespace's ledger or by the checkpoint in the status, if newer."""
     kept, bounds = budget.status.checkpoint, budget.status.period
+    whole = world.books.get(Key(budget.metadata.namespace, budget.metadata.name))
+    mine = whole is not None and whole.uid == budget.metadata.uid
+    if whole is not None and mine and (kept is None or whole.account.updated >= kept.time):
+        return replace(whole.account, checkpoint=whole.account.updated)
     if kept is None or bounds is None:
         return None
-    # A checkpoint's costs are sums: what of them is measured is known for the whole only.
+    held = _from_checkpoint(budget, kept, bounds)
+    if whole is None or not mine or whole.account.start != held.start:
+        return replace(held, book=book.filled(book.Book(), totals(held)))
+    # The ledger is older than the status: what came in between has no detail.
+    return replace(
+        held,
+        seen=whole.account.seen,
+        book=book.filled(book.settled(whole.account.book), totals(held)),
+        bound=max(held.bound, whole.account.bound),
+    )
+
+
+def totals(held: Account) -> dict[str, Line]:
+    """What an account says of each tier, without what for."""
+    return {
+        tier: Line(
+            input_tokens=entry.input_tokens - entry.cached_input_tokens,
+            cached_input_tokens=entry.cached_input_tokens,
+            output_tokens=entry.output_tokens,
+            replica_seconds=entry.replica_seconds,
+            untold_cost=entry.cost or Decimal(0),
+            estimated_tokens_cost=entry.estimated_cost or Decimal(0),
+        )
+        for tier, entry in held.entries.items()
+    }
+
+
+def _from_checkpoint(budget: NamespaceBudget, kept: Checkpoint, bounds: PeriodBounds) -> Account:
+    """A checkpoint's costs are sums; what of them is estimated is known for the whole, and of which tiers."""
     total = sum((entry.cost for entry in kept.entries if entry.cost is not None), Decimal(0))
     measured = min(total, total if budget.status.measured is None else budget.status.measured)
     estimated = total - measured if total - measured > CENT else Decimal(0)
-    entries = {
-        entry.tier: Entry(
+    entries: dict[str, Entry] = {}
+    # First where the checkpoint says so, then wherever there is cost left.
+    for entry in sorted(kept.entries, key=lambda one: (one.provenance is not Provenance.ESTIMATED, one.tier)):
+        part = min(estimated, entry.cost or Decimal(0))
+        estimated -= part
+        entries[entry.tier] = Entry(
             replica_seconds=entry.replica_seconds or Decimal(0),
             input_tokens=Decimal((entry.input_tokens or 0) + (entry.cached_input_tokens or 0)),
             cached_input_tokens=Decimal(entry.cached_input_tokens or 0),
             output_tokens=Decimal(entry.output_tokens or 0),
-            cost=entry.cost,
+            cost=None if entry.cost is None else entry.cost - part,
+            estimated_cost=part or None,
             counted_until=kept.tokens_until or kept.time,
             unpriced_requests=Decimal(1) if unpriced(entry.tier) in budget.status.unknown else Decimal(0),
         )
-        for entry in kept.entries
-    }
     rung = budget.status.rung
     return Account(
         bounds.start,
         bounds.end,
         kept.time,
         checkpoint=kept.time,
-        entries=entries,
+        entries=dict(sorted(entries.items())),
         rung=rung.at_percent if rung is not None else None,
         since=budget.status.since,
-        before=(-estimated, estimated),
+        bound=budget.status.bound or Decimal(0),
+        crashes=budget.status.gateways_lost or 0,
     )
+
+
+def _uses(world: World, situation: Situation, known: Account, currency: str) -> list[Use]:
+    """What tiers use, those too that are gone: their last replicas, and tokens that were not read yet."""
+    uses = [_use(world, situation, view, currency) for view in situation.tiers.values()]
+    read = world.signals.usage if world.signals is not None else {}
+    for tier, seen in known.seen.items():
+        if tier not in situation.tiers:
+            reading = read.get((situation.namespace, tier))
+            uses.append(
+                Use(
+                    tier,
+                    replicas=None if seen.external else 0,
+                    most_replicas=seen.replicas or 0,
+                    price_per_hour=seen.price_per_hour,
+                    token_prices=seen.token_prices,
+                    external=seen.external,
+                    reading=reading,
+                )
+            )
+    return uses
 
 
 def _use(world: World, situation: Situation, view: TierView, currency: str) -> Use:
@@ -99,7 +164,15 @@ def _use(world: World, situation: Situation, view: TierView, currency: str) -> U
         most_replicas=max(view.existing, _most_replicas(world, situation, view)),
         price_per_hour=view.price_per_hour if same else None,
         reading=reading,
+        room=_room(view),
     )
+
+
+def _room(view: TierView) -> Decimal:
+    """Work units/s that its ready replicas may do; what is more than they do is idle."""
+    if view.capacity is None:
+        return Decimal(0)
+    return cost.decimal(view.ready * view.capacity.saturation * capacity.MAX_UTILISATION)
 
 
 def _most_replicas(world: World, situation: Situation, view: TierView) -> int:

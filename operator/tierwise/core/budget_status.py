@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from datetime import datetime, timedelta
-from decimal import Decimal
+from decimal import ROUND_UP, Decimal
 
 from tierwise.api.meta import Provenance
 from tierwise.api.namespace_budget import NamespaceBudget
@@ -80,6 +80,8 @@ def status(
         spent=_cents(spent.total),
         measured=_cents(spent.counted),
         estimated=_cents(spent.estimated),
+        bound=_up(spent.bound),
+        gateways_lost=held.crashes,
         forecast=_cents(ahead.expected) if ahead is not None else None,
         forecast_low=_cents(ahead.low) if ahead is not None else None,
         forecast_high=_cents(ahead.high) if ahead is not None else None,
@@ -105,7 +107,8 @@ def _tokens_until(held: Account, now: datetime) -> datetime | None:
     moments = [entry.counted_until for entry in held.entries.values() if entry.counted_until is not None]
     if not moments:
         return None
-    until = min(moments)
+    # Tiers that are gone are counted no further, all others equally far.
+    until = max(moments)
     if until.microsecond:
         until = until.replace(microsecond=0) + timedelta(seconds=1)
     return until if until < now.replace(microsecond=0) else None
@@ -170,6 +173,10 @@ def _rate(situation: Situation, budget: NamespaceBudget) -> Decimal | None:
 
 def _cents(value: Decimal) -> Decimal:
     return value.quantize(accounts.CENT)
+
+
+def _up(value: Decimal) -> Decimal:
+    return value.quantize(accounts.CENT, ROUND_UP)
 
 
 def _entry(name: str, entry: Entry) -> LedgerEntry:

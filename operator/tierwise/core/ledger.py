@@ -7,17 +7,17 @@ upstream reported can have cost at most. What has no price or no bound is counte
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 
+from tierwise.core import book, charges
+from tierwise.core.book import Book, Pen, Window
+from tierwise.core.charges import TokenPrices as TokenPrices  # noqa: PLC0414 - part of what this module offers
+from tierwise.core.charges import seconds_of
 from tierwise.core.signals import CounterReading
 
-MILLION = Decimal(1_000_000)
 HOUR = Decimal(3600)
-
-USAGE_BOUND = Decimal(2)
-"""An attempt that may be billed and that nothing bounds (no usage, no limit in its request) is estimated at this many
-times the mean of requests with usage: no bound, but more than most."""
+ZERO = Decimal(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,10 @@ class Account:
         before: spend of the period that a checkpoint brought back without telling tiers apart, and what of it is
             estimated.
         bound: most that gateways which ended in this period can have counted and told nobody.
+        crashes: how many gateways that were.
+        seen: tier -> how it was at the last round.
+        book: the same spend in detail.
+        earlier_until: until when tokens of the period before were counted; None: there is none.
     """
 
     start: datetime
@@ -80,6 +84,32 @@ class Account:
     before: tuple[Decimal, Decimal] = (Decimal(0), Decimal(0))
     pending: Decimal = Decimal(0)
     bound: Decimal = Decimal(0)
+    crashes: int = 0
+    seen: Mapping[str, "Seen"] = field(default_factory=dict)
+    book: Book = field(default_factory=Book)
+    earlier_until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A tier as a round saw it: what an interval is charged by that ends with the next round.
+
+    Attributes:
+        moment: of the last round.
+        external, replicas, price_per_hour, token_prices: as in `Use`.
+        earlier: token prices before they last changed; None: unchanged, or none.
+        changed: when the old prices were seen last, and when the new ones first; None: unchanged.
+        rate: what its tokens cost per second, by the newest reading.
+    """
+
+    moment: datetime
+    external: bool
+    replicas: int | None = None
+    price_per_hour: Decimal | None = None
+    token_prices: TokenPrices | None = None
+    earlier: TokenPrices | None = None
+    changed: tuple[datetime, datetime] | None = None
+    rate: Decimal = ZERO
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +117,6 @@ class Ledger:
     """Accounts by (namespace, budget name)."""
 
     accounts: Mapping[tuple[str, str], Account] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class TokenPrices:
-    """Per million tokens."""
-
-    input: Decimal
-    cached_input: Decimal
-    output: Decimal
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +132,7 @@ class Use:
         external: paid by the token.
         reading: tokens since the previous reading; None when there is none.
         most_cost_per_hour: of an external tier, an upper bound; None when nothing tells one.
+        room: work units/s that its ready replicas do within their objectives; 0: unknown.
     """
 
     tier: str
@@ -121,6 +143,7 @@ class Use:
     external: bool = False
     reading: CounterReading | None = None
     most_cost_per_hour: Decimal | None = None
+    room: Decimal = ZERO
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,24 +176,78 @@ class Spend:
 def accrue(account: Account, uses: Iterable[Use], now: datetime, *, max_gap_seconds: float) -> Account:
     """The account at `now`.
 
-    Replica-seconds since the last round are measured while rounds follow each other within `max_gap_seconds`; over a
-    longer gap the most replicas that can have existed are charged, and all of that counts as an estimate.
+    An interval between two rounds is charged for the replicas that the first of them saw (a change wakes the next
+    within a second or two), at the higher price of both. Over an interval longer than `max_gap_seconds` the most
+    replicas that can have existed are charged, and all of that counts as an estimate. Tokens are charged at the price
+    of the time in which they were counted, and at the higher of two where it changed meanwhile.
     """
-    elapsed = Decimal(str(max(0.0, (min(now, account.end) - account.updated).total_seconds())))
-    gap = elapsed > Decimal(str(max_gap_seconds))
-    entries = dict(account.entries)
-    pending = Decimal(0)
+    end = min(now, account.end)
+    elapsed = (end - account.updated).total_seconds()
+    entries, seen = dict(account.entries), dict(account.seen)
+    pen = Pen(account.book)
+    pending, bound, crashes, late = ZERO, account.bound, 0, account.earlier_until
     for use in uses:
         entry = entries.get(use.tier, Entry())
+        before = account.seen.get(use.tier)
+        now_seen = _seen(use, before, now, entry.counted_until)
         if not use.external and elapsed > 0:
-            entry = _replicas(entry, use, elapsed, gap=gap)
-        if use.reading is not None:
-            entry = _tokens(entry, use, use.reading, account)
+            gap = elapsed > max_gap_seconds
+            entry = _replicas(entry, use, before, (account.updated, end), pen, gap=gap)
+        read = use.reading
+        for piece in () if read is None else read.pieces or (read,):
+            if piece.until <= account.start:
+                if account.earlier_until is not None and piece.until > account.earlier_until:
+                    found = charges.charge(piece, _prices(now_seen, piece), external=use.external)
+                    pen.write_earlier({(use.tier, o): line for o, line in found.lines.items()})
+                    late = max(late, piece.until) if late is not None else piece.until
+                continue
+            if piece.until <= (entry.counted_until or account.start):
+                continue  # counted before
+            entry = _hole(entry, use, now_seen, piece, pen, max_gap_seconds)
+            entry, rate = _tokens(entry, use, piece, _prices(now_seen, piece), pen)
+            bound += seconds_of(timedelta(seconds=piece.lost_seconds)) * max(rate, now_seen.rate)
+            now_seen = replace(now_seen, rate=rate)
+        if read is not None:
+            crashes = max(crashes, read.crashes)
+        seen[use.tier] = now_seen
         if entry != Entry() or use.tier in entries:
             entries[use.tier] = entry
         pending += _pending(entry, use, account, now, max_gap_seconds)
-    updated = max(account.updated, now)
-    return replace(account, updated=updated, entries=dict(sorted(entries.items())), pending=pending)
+    pen.close(now, {tier: entry.counted_until for tier, entry in entries.items()})
+    return replace(
+        account,
+        updated=max(account.updated, now),
+        entries=dict(sorted(entries.items())),
+        seen=dict(sorted(seen.items())),
+        book=pen.done(),
+        pending=pending,
+        bound=bound.quantize(book.PICO),
+        crashes=account.crashes + crashes,
+        earlier_until=late,
+    )
+
+
+def _seen(use: Use, before: Seen | None, now: datetime, counted: datetime | None) -> Seen:
+    made = Seen(now, use.external, use.replicas, use.price_per_hour, use.token_prices)
+    if before is None:
+        return made
+    # What is not counted yet may still be of the time before an earlier change.
+    open_change = before.changed if before.changed is not None and (counted or now) < before.changed[1] else None
+    if before.token_prices == use.token_prices:
+        earlier = before.earlier if open_change else None
+        return replace(made, earlier=earlier, changed=open_change, rate=before.rate)
+    # Two changes between two readings: what lies between them costs the highest of all.
+    earlier = charges.higher(before.earlier if open_change else None, before.token_prices)
+    since = open_change[0] if open_change else before.moment
+    return replace(made, earlier=earlier, changed=(since, now), rate=before.rate)
+
+
+def _prices(seen: Seen, piece: CounterReading) -> TokenPrices | None:
+    if seen.changed is None or piece.since >= seen.changed[1]:
+        return seen.token_prices
+    if piece.until <= seen.changed[0]:
+        return seen.earlier
+    return charges.higher(seen.earlier, seen.token_prices)
 
 
 def _pending(entry: Entry, use: Use, account: Account, now: datetime, max_gap_seconds: float) -> Decimal:
@@ -178,71 +255,106 @@ def _pending(entry: Entry, use: Use, account: Account, now: datetime, max_gap_se
     since = entry.counted_until or account.start
     silent = (now - since).total_seconds()
     if not use.external or use.most_cost_per_hour is None or entry.counted_until is None or silent <= max_gap_seconds:
-        return Decimal(0)
-    return Decimal(str(silent)) * use.most_cost_per_hour / HOUR
+        return ZERO
+    return (seconds_of(now - since) * use.most_cost_per_hour / HOUR).quantize(book.PICO)
 
 
-def _replicas(entry: Entry, use: Use, elapsed: Decimal, *, gap: bool) -> Entry:
-    measured = Decimal(0) if gap or use.replicas is None else use.replicas * elapsed
-    bound = use.most_replicas if use.replicas is None else max(use.most_replicas, use.replicas)
-    estimated = bound * elapsed if gap or use.replicas is None else Decimal(0)
-    if not measured and not estimated:
+def _replicas(
+    entry: Entry, use: Use, before: Seen | None, span: tuple[datetime, datetime], pen: Pen, *, gap: bool
+) -> Entry:
+    """Charge replicas from one moment to another."""
+    count = before.replicas if before is not None else use.replicas
+    prices = [price for price in (use.price_per_hour, before.price_per_hour if before else None) if price is not None]
+    known = not gap and count is not None
+    most = max(use.most_replicas, use.replicas or 0, count or 0)
+    running = (count or 0) if known else most
+    if not running:
         return entry
-    entry = replace(
-        entry,
-        replica_seconds=entry.replica_seconds + measured,
-        estimated_replica_seconds=entry.estimated_replica_seconds + estimated,
-    )
-    if use.price_per_hour is None:
-        return replace(entry, unpriced_replica_seconds=entry.unpriced_replica_seconds + measured + estimated)
-    return _charge(entry, measured * use.price_per_hour / HOUR, estimated * use.price_per_hour / HOUR)
+    for start, seconds in charges.segments(*span):
+        used = running * seconds
+        cost = (used * max(prices) / HOUR).quantize(book.PICO) if prices else ZERO
+        window = Window(
+            seconds=used if known else ZERO,
+            estimated_seconds=ZERO if known else used,
+            cost=cost if known else ZERO,
+            estimated=ZERO if known else cost,
+            unpriced_seconds=ZERO if prices else used,
+            room=(use.room * seconds).quantize(book.MICRO),
+        )
+        pen.replicas(use.tier, start, window)
+        entry = replace(
+            entry,
+            replica_seconds=entry.replica_seconds + window.seconds,
+            estimated_replica_seconds=entry.estimated_replica_seconds + window.estimated_seconds,
+            unpriced_replica_seconds=entry.unpriced_replica_seconds + window.unpriced_seconds,
+        )
+        if prices:
+            entry = _charge(entry, window.cost, window.estimated)
+    return entry
 
 
-def _tokens(entry: Entry, use: Use, reading: CounterReading, account: Account) -> Entry:
-    if reading.until <= (entry.counted_until or account.start):
-        return entry  # counted before, or of an earlier period
-    read = [Decimal(str(value)) for value in (reading.input_tokens, reading.cached_input_tokens, reading.output_tokens)]
-    requests = Decimal(str(reading.requests))
-    with_usage = Decimal(str(reading.requests_with_usage))
-    attempts = Decimal(str(reading.estimated_attempts))
-    # Requests that no counter explains (an older gateway's) have no bound either.
-    unexplained = max(Decimal(0), requests - with_usage - attempts)
-    unbounded = Decimal(str(reading.unbounded_attempts)) + unexplained
+def _hole(entry: Entry, use: Use, seen: Seen, piece: CounterReading, pen: Pen, max_gap_seconds: float) -> Entry:
+    """Charge a bound for what no reading covers: Prometheus' history did not reach back so far."""
+    if not use.external or entry.counted_until is None:
+        return entry
+    hole = piece.since - entry.counted_until
+    if hole.total_seconds() <= max_gap_seconds:
+        return entry
+    rate = max(seen.rate, (use.most_cost_per_hour or ZERO) / HOUR)
+    if rate <= 0 and use.most_cost_per_hour is None:
+        return replace(entry, unpriced_requests=entry.unpriced_requests + 1)
+    most = (seconds_of(hole) * rate).quantize(book.PICO)
+    if most:
+        pen.write(piece.since, use.tier, {(use.tier, book.UNTOLD): book.Line(estimated_tokens_cost=most)})
+    return _charge(entry, ZERO, most)
+
+
+def _tokens(
+    entry: Entry, use: Use, piece: CounterReading, prices: TokenPrices | None, pen: Pen
+) -> tuple[Entry, Decimal]:
+    """Charge a reading; the entry, and what it cost per second."""
+    found = charges.charge(piece, prices, external=use.external, sampled=(entry.sampled_requests, entry.sampled_cost))
+    pen.write(piece.until, use.tier, {(use.tier, origin): line for origin, line in found.lines.items()})
+    if not use.external:
+        pen.worked(use.tier, piece.until, found.work)
+    attempts = Decimal(str(piece.estimated_attempts))
     entry = replace(
         entry,
-        input_tokens=entry.input_tokens + read[0],
-        cached_input_tokens=entry.cached_input_tokens + read[1],
-        output_tokens=entry.output_tokens + read[2],
-        requests=entry.requests + requests,
+        input_tokens=entry.input_tokens + Decimal(str(piece.input_tokens)),
+        cached_input_tokens=entry.cached_input_tokens + Decimal(str(piece.cached_input_tokens)),
+        output_tokens=entry.output_tokens + Decimal(str(piece.output_tokens)),
+        requests=entry.requests + Decimal(str(piece.requests)),
         estimated_attempts=entry.estimated_attempts + attempts,
-        counted_until=reading.until,
+        counted_until=piece.until,
+        sampled_requests=found.sampled[0],
+        sampled_cost=found.sampled[1],
+        unpriced_requests=entry.unpriced_requests + found.unpriced,
     )
-    if not use.external or not (requests or attempts):
-        return entry
-    prices = use.token_prices
-    if prices is None:
-        return replace(entry, unpriced_requests=entry.unpriced_requests + max(requests, attempts))
-    fresh = max(Decimal(0), read[0] - read[1])
-    cost = (fresh * prices.input + read[1] * prices.cached_input + read[2] * prices.output) / MILLION
-    most = Decimal(str(reading.estimated_input_tokens)) * max(prices.input, prices.cached_input)
-    most += Decimal(str(reading.estimated_output_tokens)) * prices.output
-    entry = replace(
-        _charge(entry, cost, most / MILLION),
-        sampled_requests=entry.sampled_requests + min(with_usage, requests),
-        sampled_cost=entry.sampled_cost + cost,
-    )
-    if not unbounded:
-        return entry
-    if entry.sampled_requests <= 0:
-        return replace(entry, unpriced_requests=entry.unpriced_requests + unbounded)
-    return _charge(entry, Decimal(0), USAGE_BOUND * unbounded * entry.sampled_cost / entry.sampled_requests)
+    if not use.external or prices is None or not (piece.requests or attempts):
+        return entry, ZERO
+    span = seconds_of(piece.until - piece.since)
+    rate = (found.measured + found.estimated) / span if span > 0 else ZERO
+    return _charge(entry, found.measured, found.estimated), rate
 
 
 def _charge(entry: Entry, cost: Decimal, estimated: Decimal) -> Entry:
-    charged = replace(entry, cost=(entry.cost or Decimal(0)) + cost)
+    charged = replace(entry, cost=(entry.cost or ZERO) + cost)
     if estimated:
-        charged = replace(charged, estimated_cost=(entry.estimated_cost or Decimal(0)) + estimated)
+        charged = replace(charged, estimated_cost=(entry.estimated_cost or ZERO) + estimated)
     return charged
+
+
+def turned(account: Account, start: datetime, end: datetime, zone: str) -> Account:
+    """The account of the period that follows; the last tokens of this one may still be on their way."""
+    counted = [entry.counted_until for entry in account.entries.values() if entry.counted_until is not None]
+    return Account(
+        start,
+        end,
+        start,
+        seen=account.seen,
+        book=book.turned(account.book, zone),
+        earlier_until=max(counted, default=None),
+    )
 
 
 def spend(account: Account) -> Spend:

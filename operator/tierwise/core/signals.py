@@ -132,7 +132,7 @@ class CounterReading:
         parts: origin -> its part; they add up to the whole. Empty: nobody told origins apart.
         pieces: the consecutive readings that this one adds up, oldest first; empty: it is one.
         crashes: gateways that ended meanwhile, and took with them what they had counted since they were last scraped.
-        scrape_seconds: longest time between two scrapes of a gateway that ended so; 0 where none did.
+        lost_seconds: how long these can have counted unseen, together.
     """
 
     requests: float
@@ -149,7 +149,7 @@ class CounterReading:
     parts: Mapping[Origin, Counts] = field(default_factory=dict)
     pieces: tuple["CounterReading", ...] = ()
     crashes: int = 0
-    scrape_seconds: float = 0.0
+    lost_seconds: float = 0.0
 
 
 ClassKey: TypeAlias = tuple[str, str, str]  # namespace, policy, class

@@ -36,11 +36,16 @@ def targets_of(world: World, *, recover: bool) -> Targets:
 
 
 def checkpoints(world: World) -> dict[str, float]:
-    """Namespace -> until when its ledger's checkpoint has counted, Unix seconds; the oldest where there are several."""
+    """Namespace -> until when its ledger's checkpoint has counted, Unix seconds; the oldest where there are several.
+
+    Empty where nothing has a checkpoint. Else namespaces without one count from now on, like those of a fresh cluster.
+    """
     found: dict[str, float] = {}
     for key, budget in world.budgets.items():
         checkpoint = budget.status.checkpoint
         if checkpoint is not None:
             moment = (checkpoint.tokens_until or checkpoint.time).timestamp()
             found[key.namespace] = min(moment, found.get(key.namespace, moment))
-    return found
+    if not found:
+        return {}
+    return {key.namespace: world.now.timestamp() for key in world.tiers} | found
