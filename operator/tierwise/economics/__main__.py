@@ -4,13 +4,13 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from tierwise.economics import bench, scenarios
+from tierwise.economics import bench, scenarios, suite, table, variants
+from tierwise.economics.suite import PLAIN, VARIANTS, Source, Task
 from tierwise.errors import TierwiseError
 
 REPOSITORY = Path(__file__).parents[3]
@@ -26,39 +26,88 @@ def shared_data() -> Path:
 @click.option("--data", type=click.Path(path_type=Path), help="Directory of traces ($TIERWISE_SHARED/data).")
 @click.option("--only", default="", help="Names of scenarios, by commas; default: all.")
 @click.option("--hours", default="", help="Part of the traces: LAST or FIRST-LAST, in hours.")
-@click.option("--noise", default=0.0, show_default=True, help="Relative error of every signal.")
+@click.option(
+    "--runs",
+    default="",
+    help="What to run, by commas: bound, baselines, planner, day, noise, misfit-0.7, misfit-1.4, step, faults, or the "
+    "name of a fault. Default: all.",
+)
+@click.option("--faults/--no-faults", default=True, show_default=True, help="Run the faults.")
+@click.option("--misfit/--no-misfit", default=True, show_default=True, help="Run misfitted models and noise.")
+@click.option("--noise", default=0.0, show_default=True, help="Relative error of every signal, in all runs.")
 @click.option("--no-autoscaler", is_flag=True, help="Replicas follow the plan's minimum alone.")
+@click.option("--processes", default=2, show_default=True, help="Runs at the same time.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def main(
-    path: Path | None, data: Path | None, only: str, hours: str, noise: float, *, no_autoscaler: bool, as_json: bool
+    path: Path | None,
+    data: Path | None,
+    only: str,
+    hours: str,
+    runs: str,
+    noise: float,
+    processes: int,
+    *,
+    faults: bool,
+    misfit: bool,
+    no_autoscaler: bool,
+    as_json: bool,
 ) -> None:
-    """Run the economics benchmark and print its table."""
+    """Run the economics benchmark and print its table. All figures are simulated."""
+    began = time.perf_counter()
     where = data or (path.parent if path else shared_data())
-    names = tuple(name for name in only.split(",") if name)
+    file = path or where / "scenarios.json"
     try:
-        found = scenarios.load(path or where / "scenarios.json", where, names, part(hours))
+        names = scenarios.names(file, tuple(name for name in only.split(",") if name))
+        kinds = wanted(runs, faults=faults, misfit=misfit)
+        source = Source(file, where, part(hours), bench.Options(noise=noise, autoscale=not no_autoscaler))
+        known = bench.references(where / "reference_results.json") if source.hours is None else {}
+        # The longest first: two processes end at about the same time.
+        tasks = [Task(name, kind) for kind in kinds for name in names]
+        results: dict[str, dict[str, Any]] = {name: {} for name in names}
+        left = {name: len(kinds) for name in names}
+        for result in suite.run_all(source, tasks, processes):
+            name = result["scenario"]
+            results[name][result["kind"]] = result
+            left[name] -= 1
+            if left[name] == 0:
+                results[name] = {kind: results[name][kind] for kind in kinds}
+                if not as_json:
+                    click.echo("\n".join(table.lines(name, results[name], known.get(name, {}))) + "\n")
     except TierwiseError as error:
         raise click.ClickException(str(error)) from error
-    known = bench.references(where / "reference_results.json")
-    rows: list[dict[str, Any]] = []
-    for scenario in found:
-        began = time.perf_counter()
-        score, _ = bench.planner_run(scenario, bench.Options(noise=noise, autoscale=not no_autoscaler))
-        row = {"scenario": scenario.name, **asdict(score), "seconds": time.perf_counter() - began}
-        reference = known.get(scenario.name, {})
-        replay = reference.get("online", {}).get("clairvoyant_replay_burst_safe", {}).get("usd_per_hour")
-        bound = reference.get("lp_lower_1min_usd_h")
-        row["cost_over_replay"] = score.usd_per_hour / replay if replay else None
-        row["cost_over_bound"] = score.usd_per_hour / bound if bound else None
-        rows.append(row)
-        if not as_json:
-            click.echo(line(row))
+    failed = table.summary(results, known)
     if as_json:
-        click.echo(json.dumps(rows, indent=1))
+        click.echo(json.dumps(results, indent=1))
+    else:
+        click.echo(f"All figures are simulated (docs/economics.md). {time.perf_counter() - began:.0f} s.")
+    for text in failed:
+        click.echo(f"does not agree with the reference: {text}", err=True)
+    sys.exit(1 if failed else 0)
+
+
+def wanted(runs: str, *, faults: bool, misfit: bool) -> list[str]:
+    """Kinds of runs, in order.
+
+    Raises:
+        click.BadParameter: there is no such run.
+    """
+    plain, more = list(PLAIN), [kind for kind in VARIANTS if misfit or kind in {"day", "step"}]
+    every = [*plain, *VARIANTS, *variants.FAULTS]
+    if not runs:
+        return [*plain, *more, *(variants.FAULTS if faults else ())]
+    chosen = [kind for name in runs.split(",") for kind in (variants.FAULTS if name == "faults" else [name])]
+    unknown = [kind for kind in chosen if kind not in every]
+    if unknown:
+        raise click.BadParameter(f"no run {', '.join(unknown)}; there are {', '.join(every)} and faults")
+    return [kind for kind in every if kind in chosen]
 
 
 def part(hours: str) -> tuple[float, float] | None:
-    """`24` or `24-48` as first and last hour; None for the whole."""
+    """`24` or `24-48` as first and last hour; None for the whole.
+
+    Raises:
+        click.BadParameter: it is neither.
+    """
     if not hours:
         return None
     first, _, last = hours.rpartition("-")
@@ -68,20 +117,5 @@ def part(hours: str) -> tuple[float, float] | None:
         raise click.BadParameter(f"{hours!r}: write hours such as 24 or 24-48") from error
 
 
-def line(row: dict[str, Any]) -> str:
-    """One scenario in one line."""
-    ratios = " ".join(
-        f"{name}={row[key]:.3f}"
-        for name, key in (("/replay", "cost_over_replay"), ("/bound", "cost_over_bound"))
-        if row[key] is not None
-    )
-    return (
-        f"{row['scenario']:20} {row['usd_per_hour']:8.2f} $/h {ratios} attainment={row['attainment']:.2f}% "
-        f"worst={row['worst']:.2f}% loss={row['loss']:.2f}% worst={row['worst_loss']:.2f}% "
-        f"replicas={row['replica_changes']:.2f}/h weights={row['weight_changes']:.2f}/h "
-        f"reversals={row['reversals']:.1f}/d ({row['seconds']:.1f} s)"
-    )
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

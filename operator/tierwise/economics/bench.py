@@ -1,16 +1,18 @@
 """Runs of one scenario: the planner, and what it is compared with."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tierwise.economics import metrics, scenarios
+from tierwise.core.signals import Signals
+from tierwise.economics import bound, metrics, scenarios
+from tierwise.economics.bound import Schedule
 from tierwise.economics.metrics import Score
 from tierwise.economics.scenarios import NAMESPACE, POLICY, Scenario
-from tierwise.simulate.driver import PlannerLoop
-from tierwise.simulate.fluid import Fluid
+from tierwise.simulate.driver import PlannerLoop, Wanted
+from tierwise.simulate.fluid import Fluid, Replicas, TierSlot
 from tierwise.simulate.run import Event, Record, Runner, run, warm_up
 from tierwise.simulate.signals import Observer
 
@@ -51,6 +53,42 @@ def planner_run(
         warm_up(runner, scenario, round(WARM_UP_SECONDS / scenario.slot_seconds), cycle=cycle)
     record = run(runner, scenario, scenario.slots, events)
     return metrics.score(scenario, record), record
+
+
+@dataclass(slots=True)
+class _Replay:
+    """The integer replay as a controller: replicas are there in the slot that needs them."""
+
+    replicas: Mapping[str, Sequence[int]]
+    shares: Mapping[tuple[str, str], Sequence[float]]
+    slot: int = -1
+
+    def wanted(self) -> Wanted:
+        """What the schedule has in this slot."""
+        at = max(self.slot, 0)
+        weights: dict[str, dict[str, float]] = {}
+        for (name, tier), values in self.shares.items():
+            weights.setdefault(name, {})[tier] = float(values[at])
+        return Wanted(weights, {name: int(values[at]) for name, values in self.replicas.items()})
+
+    def decide(
+        self, _seconds: float, _signals: Signals | None, state: Mapping[str, Replicas], _seen: Mapping[str, TierSlot]
+    ) -> Wanted:
+        """The next slot."""
+        self.slot += 1
+        wanted = self.wanted()
+        for name, count in wanted.replicas.items():
+            state[name].ready = count
+        return wanted
+
+
+def replay_run(scenario: Scenario, found: Schedule) -> Score:
+    """What the integer replay keeps. Its cost is `bound.replay_cost`: here starts are free."""
+    replicas = {name: values.tolist() for name, values in bound.rounded(found).items()}
+    shares = {pair: values.tolist() for pair, values in found.shares.items()}
+    fluid = Fluid(scenario.tiers, scenario.classes)
+    runner = Runner(fluid, _Replay(replicas, shares), Observer(NAMESPACE, POLICY), scenario.slot_seconds)
+    return metrics.score(scenario, run(runner, scenario, scenario.slots))
 
 
 def references(path: Path) -> dict[str, dict[str, Any]]:

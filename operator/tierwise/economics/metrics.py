@@ -77,3 +77,21 @@ def _reversals(changes: Sequence[tuple[int, int]], seconds: float) -> int:
         for (before, one), (after, other) in itertools.pairwise(changes)
         if one * other < 0 and (after - before) * seconds <= REVERSAL_SECONDS
     )
+
+
+def attainment(record: Record, first: int, last: int) -> float:
+    """Percent of the requests of some slots that were within their objective."""
+    total = sum(sum(values[first:last]) for values in record.requests.values())
+    return 100 * sum(sum(values[first:last]) for values in record.kept.values()) / total if total else 100.0
+
+
+def misrouted(scenario: Scenario, record: Record) -> float:
+    """Requests that went to a tier which is none of their class's: nothing may."""
+    allowed = {each.name: set(each.quality) for each in scenario.classes}
+    return sum(
+        record.requests[name][at] * share / (sum(shares.values()) or 1.0)
+        for at, weights in enumerate(record.weights)
+        for name, shares in weights.items()
+        for tier, share in shares.items()
+        if tier not in allowed.get(name, set())
+    )

@@ -98,27 +98,46 @@ class Scenario:
         return found
 
 
+def names(path: Path, only: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Names of a file's scenarios, or those of `only`, which must be there.
+
+    Raises:
+        ScenarioError: the file can not be read, or has no such scenario.
+    """
+    found = tuple(str(each["name"]) for each in _bodies(path))
+    unknown = sorted(set(only) - set(found))
+    if unknown:
+        raise ScenarioError(f"no scenario {', '.join(unknown)}; there are {', '.join(found)}")
+    return tuple(name for name in found if name in only) if only else found
+
+
 def load(
-    scenarios: Path, data: Path, only: tuple[str, ...] = (), hours: tuple[float, float] | None = None
+    path: Path, data: Path, only: tuple[str, ...] = (), hours: tuple[float, float] | None = None
 ) -> list[Scenario]:
     """All scenarios of a file, or those that `only` names.
 
     Args:
-        scenarios: the JSON file.
+        path: the JSON file.
         data: directory of traces and `perf_replica_params.csv`.
         only: names; empty: all.
         hours: first and last hour of the traces to use; None: all.
+
+    Raises:
+        ScenarioError: a file can not be read, or there is no such scenario.
+        SlotTraceError: a trace can not be read.
     """
+    perf, chosen = _perf(data / "perf_replica_params.csv"), names(path, only)
+    return [_scenario(each, data, perf, hours) for each in _bodies(path) if each["name"] in chosen]
+
+
+def _bodies(path: Path) -> list[dict[str, Any]]:
     try:
-        found = json.loads(scenarios.read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ScenarioError(f"{scenarios}: {error}") from error
-    perf = _perf(data / "perf_replica_params.csv")
-    unknown = set(only) - {str(each["name"]) for each in found}
-    if unknown:
-        names = ", ".join(str(each["name"]) for each in found)
-        raise ScenarioError(f"no scenario {', '.join(sorted(unknown))}; there are {names}")
-    return [_scenario(each, data, perf, hours) for each in found if not only or each["name"] in only]
+        raise ScenarioError(f"{path}: {error}") from error
+    if not isinstance(found, list) or not all(isinstance(each, dict) and "name" in each for each in found):
+        raise ScenarioError(f"{path}: it must be a list of scenarios, each with a name")
+    return found
 
 
 def _perf(path: Path) -> dict[tuple[str, str, int], Times]:

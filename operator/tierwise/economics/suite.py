@@ -1,0 +1,171 @@
+"""All runs of the benchmark as tasks that processes can share: each takes names, and returns plain figures."""
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from tierwise.economics import baselines, bench, bound, metrics, scenarios, variants
+from tierwise.economics.bench import Options
+from tierwise.economics.loads import loads
+from tierwise.economics.metrics import Score
+from tierwise.economics.scenarios import Scenario
+
+NOISE = 0.08
+MISFITS = (0.7, 1.4)
+DAY = (24.0, 48.0)
+"""Hours of a long scenario on which variants are run."""
+
+PLAIN = ("bound", "baselines", "planner")
+VARIANTS = ("day", "noise", *(f"misfit-{factor:g}" for factor in MISFITS), "step")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where scenarios are: file, data, hours; and the planner's options."""
+
+    path: Path
+    data: Path
+    hours: tuple[float, float] | None = None
+    options: Options = field(default_factory=Options)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One run: of which scenario, and what."""
+
+    scenario: str
+    kind: str
+
+
+@lru_cache(maxsize=4)
+def _scenario(source: Source, name: str) -> Scenario:
+    return scenarios.load(source.path, source.data, (name,), source.hours)[0]
+
+
+def day_of(scenario: Scenario) -> Scenario:
+    """The day of a long scenario, the whole of a shorter one."""
+    return variants.part(scenario, *DAY) if scenario.hours > DAY[1] else scenario
+
+
+def perform(source: Source, task: Task) -> dict[str, Any]:
+    """One task's figures: `rows` (name -> row) and, where there are some, further keys."""
+    began = time.perf_counter()
+    scenario = _scenario(source, task.scenario)
+    made: dict[str, Any]
+    if scenario.slots == 0:
+        made = {"note": "no slot of demand"}
+    elif task.kind == "bound":
+        made = _bound(scenario)
+    elif task.kind == "baselines":
+        made = _baselines(scenario)
+    elif task.kind == "planner":
+        made = {"rows": {"planner": row(bench.planner_run(scenario, source.options)[0])}}
+    elif task.kind == "step":
+        made = _step(scenario, source.options)
+    elif task.kind in variants.FAULTS:
+        made = _fault(scenario, task.kind, source.options)
+    else:
+        made = _variant(scenario, task.kind, source.options)
+    return {**made, "scenario": task.scenario, "kind": task.kind, "seconds": time.perf_counter() - began}
+
+
+def row(score: Score) -> dict[str, Any]:
+    """A score as a row."""
+    return asdict(score)
+
+
+def _bound(scenario: Scenario) -> dict[str, Any]:
+    have = loads(scenario)
+    mean = bound.schedule(scenario, known=have)
+    burst = bound.schedule(scenario, known=have, burst=True)
+    replay = row(bench.replay_run(scenario, burst)) | {"usd_per_hour": bound.replay_cost(scenario, burst)}
+    return {
+        "rows": {"replay": replay},
+        "bound": mean.usd_per_hour,
+        "burst_safe": burst.usd_per_hour,
+        "replay": replay["usd_per_hour"],
+        "limits": dict(have.limits),
+    }
+
+
+def _baselines(scenario: Scenario) -> dict[str, Any]:
+    have = loads(scenario)
+    rows: dict[str, dict[str, Any]] = {}
+    large = baselines.split_of(have, baselines.all_large(scenario))
+    inside = scenario.reference in have.limits
+    rows["all-large, peak" if inside else "all-large"] = row(baselines.fixed(scenario, _only(large))[0])
+    if inside:
+        rows["all-large, HPA 70%"] = row(baselines.autoscaled(scenario, have, large, 0.7)[0])
+    best = baselines.best_split(scenario, have)
+    elastic = baselines.best_split(scenario, have, 0.7)
+    rows["best static split"] = row(baselines.fixed(scenario, best)[0])
+    rows["static split of the HPA"] = row(baselines.fixed(scenario, elastic)[0])
+    rows["HPA 70%"] = row(baselines.autoscaled(scenario, have, elastic, 0.7)[0])
+    rows["HPA 50%"] = row(baselines.autoscaled(scenario, have, elastic, 0.5)[0])
+    return {
+        "rows": rows,
+        "all_large": baselines.perfect(scenario, have, large.weights) if inside else None,
+        "weights": {"best static split": best.weights, "HPA": elastic.weights},
+    }
+
+
+def _only(split: baselines.Split) -> baselines.Split:
+    """No replicas of tiers that nothing goes to."""
+    used = {tier for shares in split.weights.values() for tier, share in shares.items() if share > 0}
+    return replace(split, peaks={name: count if name in used else 0 for name, count in split.peaks.items()})
+
+
+def _variant(scenario: Scenario, kind: str, options: Options) -> dict[str, Any]:
+    day = day_of(scenario)
+    if kind == "noise":
+        options = replace(options, noise=NOISE)
+    elif kind.startswith("misfit-"):
+        day = variants.misfit(day, float(kind.removeprefix("misfit-")))
+    score, _ = bench.planner_run(day, options)
+    burst = bound.schedule(day, burst=True)
+    return {"rows": {kind: row(score)}, "replay": bound.replay_cost(day, burst)}
+
+
+def _fault(scenario: Scenario, kind: str, options: Options) -> dict[str, Any]:
+    day = day_of(scenario)
+    _, base = bench.planner_run(day, options)
+    try:
+        made = variants.FAULTS[kind](day, base)
+    except variants.NotApplicableError as why:
+        return {"note": str(why)}
+    score, record = bench.planner_run(made.scenario, options, made.events)
+    at = variants.at_fault(day)
+    hour = at, min(day.slots, at + round(3600 / day.slot_seconds))
+    return {
+        "rows": {kind: row(score)},
+        "hour_attainment": metrics.attainment(record, *hour),
+        "hour_attainment_without": metrics.attainment(base, *hour),
+        "attainment_without": metrics.attainment(base, 0, day.slots),
+        "usd_per_hour_without": sum(base.cost) / base.hours,
+        "misrouted": metrics.misrouted(day, record),
+    }
+
+
+def _step(scenario: Scenario, options: Options) -> dict[str, Any]:
+    stepped, ends = variants.stepped(scenario)
+    _, record = bench.planner_run(stepped, options)
+    return {
+        "up_seconds": variants.converged(record, ends[0], ends[1]),
+        "down_seconds": variants.converged(record, ends[1], ends[2]),
+    }
+
+
+def run_all(source: Source, tasks: Sequence[Task], processes: int) -> Iterator[dict[str, Any]]:
+    """Results as they come, in any order."""
+    if processes < 2:
+        for task in tasks:
+            yield perform(source, task)
+        return
+    with ProcessPoolExecutor(max_workers=processes) as pool:
+        waiting = [pool.submit(perform, source, task) for task in tasks]
+        for done in as_completed(waiting):
+            yield done.result()
