@@ -10,6 +10,7 @@ from tierwise.api.model_tier import ModelTier
 from tierwise.core.world import Key
 from tierwise.economics.scenarios import NAMESPACE, Scenario
 from tierwise.simulate.driver import PlannerLoop
+from tierwise.simulate.fluid import Fluid
 from tierwise.simulate.run import Event, Record, Runner
 from tierwise.simulate.traces import SlotTrace
 
@@ -138,7 +139,7 @@ def lost_replica(scenario: Scenario, base: Record) -> Faulted:
     if not inside:
         raise NotApplicableError("no tier has replicas")
     name = _most_used(scenario, base, inside)
-    return Faulted(scenario, (Event(at_fault(scenario), lambda runner: runner.fluid.lose(name)),))
+    return Faulted(scenario, (Event(at_fault(scenario), lambda runner: _engine(runner).lose(name)),))
 
 
 def dearer(scenario: Scenario, base: Record, factor: float = 2.0) -> Faulted:
@@ -149,11 +150,12 @@ def dearer(scenario: Scenario, base: Record, factor: float = 2.0) -> Faulted:
     name = _most_used(scenario, base, providers)
 
     def happen(runner: Runner) -> None:
-        runner.fluid.tiers = tuple(
+        fluid = _engine(runner)
+        fluid.tiers = tuple(
             replace(tier, price_in=tier.price_in * factor, price_out=tier.price_out * factor)
             if tier.name == name
             else tier
-            for tier in runner.fluid.tiers
+            for tier in fluid.tiers
         )
 
         def price(spec: dict[str, Any]) -> None:
@@ -188,9 +190,8 @@ def worse(scenario: Scenario, base: Record, points: float = 10.0) -> Faulted:
     name = _most_used(scenario, base, others)
 
     def happen(runner: Runner) -> None:
-        runner.fluid.classes = tuple(
-            replace(each, quality=_lower(each.quality, name, points)) for each in runner.fluid.classes
-        )
+        fluid = _engine(runner)
+        fluid.classes = tuple(replace(each, quality=_lower(each.quality, name, points)) for each in fluid.classes)
 
         def scores(spec: dict[str, Any]) -> None:
             for entry in spec["quality"]:
@@ -199,6 +200,13 @@ def worse(scenario: Scenario, base: Record, points: float = 10.0) -> Faulted:
         _edit(runner, name, scores)
 
     return Faulted(scenario, (Event(at_fault(scenario), happen),))
+
+
+def _engine(runner: Runner) -> Fluid:
+    """The engine that a fault changes."""
+    if not isinstance(runner.fluid, Fluid):
+        raise NotApplicableError("the engine is not the fluid one")
+    return runner.fluid
 
 
 def _lower(quality: Mapping[str, float], name: str, points: float) -> dict[str, float]:
