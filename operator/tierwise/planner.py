@@ -32,12 +32,13 @@ from tierwise.core import (
     tier_status,
 )
 from tierwise.core.decision import Decision
+from tierwise.core.kept import Kept
 from tierwise.core.ledger import Account, Ledger
 from tierwise.core.memory import LoopMemory
 from tierwise.core.plan import EventRecord, Gauge, Manifest, ObjectRef, Plan, StatusApply
 from tierwise.core.situation import Settings, Situation
 from tierwise.core.world import Key, World
-from tierwise.render import autoscaler, drift
+from tierwise.render import autoscaler, drift, ledger
 from tierwise.render.children import children
 
 SETTINGS = Settings()
@@ -57,6 +58,7 @@ class _Draft:
     events: list[EventRecord] = field(default_factory=list)
     gauges: list[Gauge] = field(default_factory=list)
     accounts: dict[tuple[str, str], Account] = field(default_factory=dict)
+    books: list[Manifest] = field(default_factory=list)
 
 
 def plan(world: World, settings: Settings = SETTINGS) -> Plan:
@@ -84,6 +86,7 @@ def plan(world: World, settings: Settings = SETTINGS) -> Plan:
         next_round_seconds=_next_round(world, memory, settings),
         memory=memory,
         gauges=tuple(sorted(draft.gauges)),
+        books=tuple(draft.books),
     )
 
 
@@ -168,7 +171,9 @@ def _orphans(world: World, key: Key, *, wanted: set[str]) -> list[ObjectRef]:
 
 
 def _accounts(world: World, seen: Situation, draft: _Draft) -> None:
-    """Step 5, with the budgets' statuses and events."""
+    """Step 5, with the budgets' statuses and events; when a checkpoint is due the accounts are kept whole as well."""
+    whole: list[tuple[NamespaceBudget, Kept]] = []
+    due = False
     for key, budget in sorted(world.budgets.items()):
         if key.namespace != seen.namespace:
             continue
@@ -184,6 +189,10 @@ def _accounts(world: World, seen: Situation, draft: _Draft) -> None:
         # What gateways shall do is written by who decides it, field by field.
         _apply_status(draft, ref, _without(budget.status, "enforcement"), _without(status, "enforcement"))
         _news(draft, ref, budget.status.conditions, status.conditions)
+        whole.append((budget, accounts.kept(budget, held)))
+        due |= status.checkpoint != budget.status.checkpoint
+    if due:
+        draft.books.append(ledger.config_map(seen.namespace, whole))
 
 
 def _report(

@@ -9,7 +9,9 @@ from tierwise.api.namespace_budget import NamespaceBudget
 from tierwise.api.namespace_budget_status import Checkpoint, PeriodBounds
 from tierwise.core import book, capacity, cost, ledger, tier_status
 from tierwise.core import budget as calendar
+from tierwise.core import kept as kept_accounts
 from tierwise.core.book import Line
+from tierwise.core.kept import Kept
 from tierwise.core.ledger import Account, Entry, TokenPrices, Use
 from tierwise.core.situation import Situation, TierView, autoscaler_bounds
 from tierwise.core.world import Key, World
@@ -21,11 +23,13 @@ def account(world: World, situation: Situation, budget: NamespaceBudget, known: 
     """The account at this moment: from memory, else as it was kept, else a new one."""
     zone = budget.spec.time_zone
     start, end = calendar.period(budget.spec.period.value, zone, world.now)
+    currency = budget.spec.currency
     if known is None:
         known = _restored(world, budget)
-    if known is None:
-        # Nothing tells what was spent before: counting begins now.
+    if known is None or known.currency not in {"", currency}:
+        # Nothing tells what was spent before, in this currency: counting begins now.
         known = Account(start, end, world.now)
+    known = replace(known, currency=currency)
     gap = situation.settings.max_gap_seconds
     uses = _uses(world, situation, known, budget.spec.currency)
     if (known.start, known.end) != (start, end):
@@ -46,23 +50,46 @@ def _next_period(known: Account, start: datetime, end: datetime, zone: str) -> A
 
 
 def _restored(world: World, budget: NamespaceBudget) -> Account | None:
-    """The account as it was kept, in whole by the namespace's ledger or by the checkpoint in the status, if newer."""
+    """The account as it was kept: whole, or by the checkpoint in the status where that is newer."""
     kept, bounds = budget.status.checkpoint, budget.status.period
-    whole = world.books.get(Key(budget.metadata.namespace, budget.metadata.name))
-    mine = whole is not None and whole.uid == budget.metadata.uid
-    if whole is not None and mine and (kept is None or whole.account.updated >= kept.time):
-        return replace(whole.account, checkpoint=whole.account.updated)
+    whole = _whole(world, budget)
+    if whole is not None and (kept is None or whole.updated >= kept.time):
+        return replace(whole, checkpoint=whole.updated)
     if kept is None or bounds is None:
         return None
     held = _from_checkpoint(budget, kept, bounds)
-    if whole is None or not mine or whole.account.start != held.start:
-        return replace(held, book=book.filled(book.Book(), totals(held)))
-    # The ledger is older than the status: what came in between has no detail.
+    if whole is None or whole.start != held.start:
+        return replace(held, book=book.filled(book.Book(), totals(held), held.updated))
+    # What came after the account was kept whole has no detail.
     return replace(
         held,
-        seen=whole.account.seen,
-        book=book.filled(book.settled(whole.account.book), totals(held)),
-        bound=max(held.bound, whole.account.bound),
+        seen=whole.seen,
+        book=book.filled(book.settled(whole.book), totals(held), held.updated),
+        bound=max(held.bound, whole.bound),
+    )
+
+
+def _whole(world: World, budget: NamespaceBudget) -> Account | None:
+    """The account as it was packed; None where it is not there, of another budget, or can not be read."""
+    text = world.books.get(Key(budget.metadata.namespace, budget.metadata.name))
+    if text is None:
+        return None
+    try:
+        found = kept_accounts.unpack(text)
+    except kept_accounts.UnreadableAccount:
+        return None  # the status has the sums
+    return found.account if found.uid == budget.metadata.uid and found.currency == budget.spec.currency else None
+
+
+def kept(budget: NamespaceBudget, held: Account) -> Kept:
+    """An account with what tells whose it is."""
+    return Kept(
+        budget.metadata.name,
+        budget.metadata.uid,
+        budget.spec.currency,
+        budget.spec.time_zone,
+        budget.spec.period.value,
+        held,
     )
 
 
@@ -112,6 +139,7 @@ def _from_checkpoint(budget: NamespaceBudget, kept: Checkpoint, bounds: PeriodBo
         since=budget.status.since,
         bound=budget.status.bound or Decimal(0),
         crashes=budget.status.gateways_lost or 0,
+        currency=budget.status.currency or "",
     )
 
 

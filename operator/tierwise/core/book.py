@@ -317,14 +317,14 @@ def turned(book: Book, zone: str) -> Book:
     return Book(earlier=merged(by_day))
 
 
-def filled(book: Book, totals: Mapping[str, Line], at: datetime | None = None) -> Book:
+def filled(book: Book, totals: Mapping[str, Line], at: datetime) -> Book:
     """With a line for what the book lacks of each tier's totals; totals do not say what cost is for.
 
     Args:
         book: with all slots shared.
         totals: tier -> what it is to add up to; the estimated cost is in one of its fields, the measured in
             `untold_cost`.
-        at: when to note it; the newest hour when None.
+        at: when to note it.
     """
     held: dict[str, Line] = {}
     for (tier, _), line in lines_of(book).items():
@@ -344,9 +344,7 @@ def filled(book: Book, totals: Mapping[str, Line], at: datetime | None = None) -
             lacking[tier, UNTOLD] = lack
     if not lacking:
         return book
-    start = at or max([*book.hours, *book.days], default=None)
-    if start is None:
-        start = datetime.fromtimestamp(0, UTC)
+    start = hour(at)
     keys = book.keys | lacking.keys()
     return replace(book, hours=merged([*book.hours.items(), (start, lacking)]), keys=frozenset(keys))
 

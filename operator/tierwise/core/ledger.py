@@ -72,6 +72,7 @@ class Account:
         seen: tier -> how it was at the last round.
         book: the same spend in detail.
         earlier_until: until when tokens of the period before were counted; None: there is none.
+        currency: of all amounts.
     """
 
     start: datetime
@@ -88,6 +89,7 @@ class Account:
     seen: Mapping[str, "Seen"] = field(default_factory=dict)
     book: Book = field(default_factory=Book)
     earlier_until: datetime | None = None
+    currency: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +234,9 @@ def _seen(use: Use, before: Seen | None, now: datetime, counted: datetime | None
     if before is None:
         return made
     # What is not counted yet may still be of the time before an earlier change.
-    open_change = before.changed if before.changed is not None and (counted or now) < before.changed[1] else None
+    open_change = before.changed
+    if open_change is not None and counted is not None and counted >= open_change[1]:
+        open_change = None
     if before.token_prices == use.token_prices:
         earlier = before.earlier if open_change else None
         return replace(made, earlier=earlier, changed=open_change, rate=before.rate)
@@ -354,6 +358,7 @@ def turned(account: Account, start: datetime, end: datetime, zone: str) -> Accou
         seen=account.seen,
         book=book.turned(account.book, zone),
         earlier_until=max(counted, default=None),
+        currency=account.currency,
     )
 
 

@@ -84,6 +84,7 @@ class Plan:
         next_round_seconds: when to plan again even if nothing happens.
         memory: what the loop remembers; the shell keeps it and gives it back in the next world.
         gauges: figures that move every round, for `/metrics`; they are never written to a status.
+        books: accounts to keep whole, as manifests that the shell signs; after the statuses.
     """
 
     apply: tuple[Manifest, ...] = ()
@@ -95,3 +96,4 @@ class Plan:
     next_round_seconds: float = 30.0
     memory: LoopMemory = field(default_factory=LoopMemory)
     gauges: tuple[Gauge, ...] = ()
+    books: tuple[Manifest, ...] = ()

@@ -14,7 +14,7 @@ from tierwise.api.consumer import Consumer
 from tierwise.api.model_tier import ModelTier
 from tierwise.api.namespace_budget import NamespaceBudget
 from tierwise.api.routing_policy import RoutingPolicy
-from tierwise.core.ledger import Account, Ledger
+from tierwise.core.ledger import Ledger
 from tierwise.core.memory import LoopMemory
 from tierwise.core.signals import Signals
 
@@ -93,14 +93,6 @@ class SecretData:
 
 
 @dataclass(frozen=True, slots=True)
-class KeptAccount:
-    """A budget's account as it was kept, and the uid of the budget that it is of."""
-
-    uid: str
-    account: Account
-
-
-@dataclass(frozen=True, slots=True)
 class GatewayReport:
     """What the Envoys connected to this operator replica say about one namespace's configuration.
 
@@ -135,7 +127,7 @@ class World:
         endpoints: tier key -> its Pods' addresses, sorted. A key that is missing means: no EndpointSlice seen.
         secrets: Secrets that tiers and consumers refer to; a missing key means: not found (or not readable).
         last_good: namespace -> its last-good ConfigMap.
-        books: budget -> its account as the namespace's ledger kept it.
+        books: budget -> its account as it was kept, packed by `core.kept`; only after a start is it read.
         signals: what Prometheus said, each value with its age; None before the first answer.
         ledger: what each budget's namespace has spent.
         gateways: namespace -> what the Envoys of this replica say.
@@ -161,7 +153,7 @@ class World:
     endpoints: Mapping[Key, tuple[Endpoint, ...]] = field(default_factory=dict)
     secrets: Mapping[Key, SecretData] = field(default_factory=dict)
     last_good: Mapping[str, Child] = field(default_factory=dict)
-    books: Mapping[Key, KeptAccount] = field(default_factory=dict)
+    books: Mapping[Key, str] = field(default_factory=dict)
     signals: Signals | None = None
     ledger: Ledger = field(default_factory=Ledger)
     gateways: Mapping[str, GatewayReport] = field(default_factory=dict)

@@ -47,6 +47,7 @@ def restrict(world: World, namespace: str) -> World:
         disruption_budgets=own(world.disruption_budgets),
         endpoints=own(world.endpoints),
         secrets=own(world.secrets),
+        books=own(world.books),
         last_good={name: child for name, child in world.last_good.items() if name == namespace},
         gateways={name: report for name, report in world.gateways.items() if name == namespace},
     )
@@ -79,4 +80,5 @@ def merge(world: World, plans: Iterable[Plan]) -> Plan:
             pending_since=pending,
         ),
         gauges=tuple(one for plan in plans for one in plan.gauges),
+        books=tuple(one for plan in plans for one in plan.books),
     )

@@ -43,6 +43,13 @@ def genuine(manifest: Mapping[str, Any], key: bytes) -> bool:
     return bool(key) and hmac.compare_digest(said.encode(), expected.encode())
 
 
+def signed(manifest: Manifest, key: bytes) -> Manifest:
+    """A ConfigMap with our signature."""
+    metadata = manifest["metadata"]
+    annotations = {SIGNATURE: signature(str(metadata["namespace"]), manifest["data"], key)}
+    return {**manifest, "metadata": {**metadata, "annotations": annotations}}
+
+
 def manifests(
     world: World, good: Mapping[str, NamespaceBundle], key: bytes
 ) -> tuple[tuple[Manifest, ...], tuple[str, ...]]:

@@ -212,10 +212,14 @@ class Decider:
         except FAULTS as error:
             self.metrics.errors.labels(where="show", error=type(error).__name__).inc()
             log.exception("what was planned could not be shown")
-        outcome = await self.writer.carry_out(plan)
+        outcomes = [await self.writer.carry_out(plan)]
+        if plan.books and self.store.signing_key:
+            signed = [last_good.signed(one, self.store.signing_key) for one in plan.books]
+            outcomes.append(await self.writer.manifests(signed))
         self.trigger.poke_later(plan.next_round_seconds)
-        if outcome.retry_seconds is not None:
-            self.trigger.poke_later(outcome.retry_seconds)
+        for outcome in outcomes:
+            if outcome.retry_seconds is not None:
+                self.trigger.poke_later(outcome.retry_seconds)
 
     def _plan(self, world: World) -> Plan | None:
         try:

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 from tierwise.adapters import kinds
 from tierwise.adapters.kinds import Kind
 from tierwise.core.world import Child, Endpoint, Key, Workload
-from tierwise.render import labels
+from tierwise.render import labels, ledger
 from tierwise.render.envoy import last_good
 
 Manifest: TypeAlias = dict[str, Any]
@@ -15,6 +15,7 @@ MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGER = labels.MANAGED_BY
 SELECTOR = f"{MANAGED_BY}={MANAGER}"
 LAST_GOOD = last_good.NAME
+LEDGER = ledger.NAME
 
 
 def key_of(manifest: Mapping[str, Any]) -> Key:
@@ -40,6 +41,9 @@ def relevant(kind: Kind, manifest: Mapping[str, Any]) -> Manifest:
     metadata = manifest.get("metadata") or {}
     slim = {name: value for name, value in metadata.items() if name not in {"resourceVersion", "managedFields"}}
     found = {**manifest, "metadata": slim}
+    if kind is kinds.CONFIG_MAP and metadata.get("name") == LEDGER:
+        # What the operator itself kept: it reads it after a start only.
+        return {"metadata": {"namespace": slim.get("namespace"), "name": LEDGER}}
     if kind is kinds.AUTOSCALER and isinstance(found.get("status"), Mapping):
         # The autoscaler writes its readings every few seconds; the operator has its own.
         found["status"] = {

@@ -25,6 +25,7 @@ from tierwise.core.ledger import Ledger
 from tierwise.core.memory import LoopMemory
 from tierwise.core.signals import CounterReading, Signals, TierKey
 from tierwise.core.world import Child, Endpoint, GatewayReport, Key, SecretData, World
+from tierwise.render import ledger
 from tierwise.runtime import last_good, objects
 from tierwise.runtime.objects import Manifest
 
@@ -79,6 +80,7 @@ class Store:
         self._live_replicas: frozenset[str] | None = None
         self._gateway_zones: Mapping[str, int] = {}
         self._signing_key = b""
+        self._genuine: dict[Key, tuple[Manifest, bytes, Mapping[str, str]]] = {}
         self.changes = 0
 
     @property
@@ -265,6 +267,7 @@ class Store:
             endpoints=self._endpoints(),
             secrets=dict(sorted(self._secrets.items())),
             last_good=self._last_good(),
+            books=self._books(),
             signals=self._signals_with_usage(),
             ledger=self.ledger,
             gateways=self._gateways,
@@ -361,3 +364,18 @@ class Store:
                 if key.name == objects.LAST_GOOD and last_good.genuine(manifest, self._signing_key)
             }
         return {key.namespace: one for key, one in shelf.view.items()}
+
+    def _books(self) -> Mapping[Key, str]:
+        """Accounts that were kept whole. A change of them wakes nobody, so each is looked at by its version."""
+        found: dict[Key, str] = {}
+        for key, manifest in sorted(self._shelves[kinds.CONFIG_MAP].manifests.items()):
+            if key.name != objects.LEDGER:
+                continue
+            known = self._genuine.get(key)
+            if known is None or known[0] is not manifest or known[1] != self._signing_key:
+                genuine = last_good.genuine(manifest, self._signing_key)
+                known = self._genuine[key] = (manifest, self._signing_key, ledger.entries(manifest) if genuine else {})
+            found.update({Key(key.namespace, name): text for name, text in known[2].items()})
+        for key in self._genuine.keys() - self._shelves[kinds.CONFIG_MAP].manifests.keys():
+            del self._genuine[key]
+        return found
