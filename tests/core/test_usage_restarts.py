@@ -45,6 +45,17 @@ def test_a_gateway_of_several_loses_one_scrape_interval_when_it_restarts():
     assert readings[TIER].crashes == 0, "told once"
 
 
+def test_a_restart_that_the_next_read_sees_again_is_told_once():
+    """Reads reach back beyond the last one."""
+    samples = [(float(t), 500.0 + t) for t in range(0, 20, 5)] + [(20.0, 2.0), (25.0, 7.0), (30.0, 12.0), (35.0, 17.0)]
+    _, cursor = read([], usage.Cursor(), {"envoy-0": samples[:2]})
+    crashes = []
+    for until in (6, 7, 8):
+        readings, cursor = read([], cursor, {"envoy-0": samples[:until]})
+        crashes.append(readings[TIER].crashes)
+    assert crashes == [1, 0, 0]
+
+
 def test_a_gateway_that_does_not_come_back_is_told_once():
     _, cursor = read([], usage.Cursor(), {"envoy-0": [(0.0, 90.0)], "envoy-1": [(1.0, 90.0)]})
     crashes = []

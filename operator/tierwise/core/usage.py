@@ -130,7 +130,9 @@ def restarts(samples: Sequence[Sample], previous: Sample | None) -> tuple[Span, 
         previous: the last one that was read before.
     """
     found: list[Span] = []
-    for (before, old), (time, uptime) in itertools.pairwise([*([previous] if previous else []), *samples]):
+    # Reads overlap: what came before the previous one's last sample was told then.
+    fresh = [sample for sample in samples if previous is None or sample[0] > previous[0]]
+    for (before, old), (time, uptime) in itertools.pairwise([*([previous] if previous else []), *fresh]):
         if time <= before:
             continue
         behind = old + (time - before) - uptime  # how much older an unbroken process would be
