@@ -2,10 +2,10 @@
 
 1. learn      from signals that are new
 2. view       each namespace as it stands
-3. decide     weights and replicas together
-4. children   of each tier, where they differ from what is wanted
-5. account    what budgets' namespaces have spent
-6. report     statuses and events, only those that say something new
+3. account    what budgets' namespaces have spent, and which rung of each ladder that reaches
+4. decide     weights and replicas together, within what budgets ask for
+5. children   of each tier, where they differ from what is wanted
+6. report     statuses and events, only those that say something new; what gateways do about budgets among them
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,13 +26,17 @@ from tierwise.core import (
     conditions,
     consumers,
     decide,
+    enforcement,
     learning,
+    outlook,
     policy_status,
     situation,
     tier_status,
 )
 from tierwise.core.decision import Decision
+from tierwise.core.enforcement import Standing
 from tierwise.core.kept import Kept
+from tierwise.core.ladder import LadderMemory
 from tierwise.core.ledger import Account, Ledger
 from tierwise.core.memory import LoopMemory
 from tierwise.core.plan import EventRecord, Gauge, Manifest, ObjectRef, Plan, StatusApply
@@ -68,11 +72,13 @@ def plan(world: World, settings: Settings = SETTINGS) -> Plan:
     memory = _pending(world, learning.learn(world, settings.max_age_seconds))  # 1
     for namespace in namespaces(world):
         seen = situation.view(world, memory, namespace, settings)  # 2
-        decision = decide.decide(seen)  # 3
-        _children(world, seen, decision, draft)  # 4
-        _accounts(world, seen, draft)  # 5
+        standings = _accounts(world, seen, memory)  # 3
+        seen = replace(seen, hold=enforcement.held(seen, standings.values()))
+        decision = decide.decide(seen)  # 4
+        _children(world, seen, decision, draft)  # 5
         _report(world, seen, decision, settled, memory, draft)  # 6
         memory = decide.remember(memory, namespace, decision, world.now)
+        memory = _budgets(world, seen, decision, standings, memory, draft)
         _gauges(seen, decision, draft)
     _consumers(world, draft)
     _report_invalid(world, draft)
@@ -117,7 +123,7 @@ def _ref(kind: str, item: ModelTier | RoutingPolicy | NamespaceBudget | Consumer
 
 
 def _children(world: World, seen: Situation, decision: Decision, draft: _Draft) -> None:
-    """Step 4."""
+    """Step 5."""
     for name, view in sorted(seen.tiers.items()):
         key = Key(seen.namespace, name)
         if view.tier.metadata.deletion_timestamp is not None:
@@ -170,29 +176,56 @@ def _orphans(world: World, key: Key, *, wanted: set[str]) -> list[ObjectRef]:
     return found
 
 
-def _accounts(world: World, seen: Situation, draft: _Draft) -> None:
-    """Step 5, with the budgets' statuses and events; when a checkpoint is due the accounts are kept whole as well."""
-    whole: list[tuple[NamespaceBudget, Kept]] = []
-    due = False
+def _accounts(world: World, seen: Situation, memory: LoopMemory) -> dict[Key, Standing]:
+    """Step 3."""
+    found: dict[Key, Standing] = {}
     for key, budget in sorted(world.budgets.items()):
         if key.namespace != seen.namespace:
             continue
-        before = world.ledger.accounts.get((key.namespace, key.name))
-        held = accounts.account(world, seen, budget, before)
-        held = budget_status.climbed(budget, held, world.now)
+        which = (key.namespace, key.name)
+        account = accounts.account(world, seen, budget, world.ledger.accounts.get(which))
+        found[key] = enforcement.climbed(
+            budget,
+            account,
+            outlook.outlook(seen, budget, account),
+            memory.ladders.get(which, LadderMemory()),
+            blind=budget_status.uncounted(world, seen, budget),
+        )
+    return found
+
+
+def _budgets(
+    world: World,
+    seen: Situation,
+    decision: Decision,
+    standings: Mapping[Key, Standing],
+    memory: LoopMemory,
+    draft: _Draft,
+) -> LoopMemory:
+    """Step 6: budgets of one namespace, with what gateways shall do, and what the ladders remember.
+
+    When a checkpoint is due the accounts are kept whole as well.
+    """
+    ladders = dict(memory.ladders)
+    whole: list[tuple[NamespaceBudget, Kept]] = []
+    due = False
+    for key, one in standings.items():
+        budget, which = one.budget, (key.namespace, key.name)
+        before = world.ledger.accounts.get(which)
         ref = _ref("NamespaceBudget", budget)
-        news = budget_status.notice(budget, before, held)
+        decided, ladders[which] = enforcement.decide(seen, one, decision)
+        news = budget_status.notice(budget, before, one)
         if news is not None:
             draft.events.append(EventRecord(ref, "Warning", news[0], "Count", news[1]))
-        status, held = budget_status.status(world, seen, budget, held)
-        draft.accounts[key.namespace, key.name] = held
-        # What gateways shall do is written by who decides it, field by field.
-        _apply_status(draft, ref, _without(budget.status, "enforcement"), _without(status, "enforcement"))
+        status, held = budget_status.status(world, seen, one, decided)
+        draft.accounts[which] = held
+        _apply_status(draft, ref, budget.status.dump(), status.dump())
         _news(draft, ref, budget.status.conditions, status.conditions)
         whole.append((budget, accounts.kept(budget, held)))
         due |= status.checkpoint != budget.status.checkpoint
     if due:
         draft.books.append(ledger.config_map(seen.namespace, whole))
+    return replace(memory, ladders=ladders)
 
 
 def _report(
@@ -289,7 +322,6 @@ def _report_invalid(world: World, draft: _Draft) -> None:
         wanted = {**(body.get("status") or {}), "conditions": [c.dump() for c in settled]}
         wanted["observedGeneration"] = generation
         wanted.pop("gateways", None)
-        wanted.pop("enforcement", None)
         if [dict(c) for c in shown] != wanted["conditions"]:
             draft.statuses.append(StatusApply(ref, wanted))
             draft.events.append(EventRecord(ref, "Warning", "InvalidSpec", "Validate", str(why)))

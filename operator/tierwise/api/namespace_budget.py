@@ -42,11 +42,23 @@ _SEVERITY = {action.value: action.rank for action in LadderAction}
 class LadderRung(ApiModel):
     """What happens from a share of the ceiling on."""
 
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.belowFloor) || !self.belowFloor || self.action == 'Downgrade'",
+            "belowFloor belongs to a rung whose action is Downgrade: remove it here",
+            lambda s: not s.below_floor or s.action is LadderAction.DOWNGRADE,
+            "belowFloor",
+        ),
+    )
+
     at_percent: Annotated[Int, Field(ge=1, le=100)]
-    """Percent of the ceiling that is spent, from which the action holds."""
+    """Percent of the ceiling that is spent, from which the action holds. What the least replicas cost until the period
+    ends is taken from the ceiling first, unless enforceReplicas is true."""
     action: LadderAction
-    """Notify: condition, event and metric. Downgrade: to the cheapest tiers that are cleared, floors giving way.
-    Throttle: fewer requests. Deny: 429. This version only notifies, whatever the action."""
+    """Notify: condition, event and metric. Downgrade: to the cheapest tiers that keep the classes' quality floors.
+    Throttle: requests per second that spend what is left evenly until the period ends. Deny: 429."""
+    below_floor: Bool = False
+    """With Downgrade: quality floors give way too, as far as the ceiling asks for it, with the least loss that fits."""
 
 
 class ExemptClass(ApiModel):
@@ -111,8 +123,7 @@ class NamespaceBudgetSpec(ApiModel):
     ladder: Annotated[tuple[LadderRung, ...], Field(min_length=1, max_length=8, json_schema_extra=ATOMIC)]
     """What happens on the way to the ceiling, in ascending order of atPercent."""
     exempt: Annotated[tuple[ExemptClass, ...], Field(max_length=32, json_schema_extra=ATOMIC)] = ()
-    """Classes that the ladder leaves alone. Their cost still counts. No effect in this version: the ladder only
-    notifies."""
+    """Classes that the ladder leaves alone. Their cost still counts."""
     unpriced: Unpriced = Unpriced.DENY
     """What happens to requests whose tier has no known price: Deny keeps them off the tier, Allow lets them through
     uncounted (and says so). No effect in this version: they pass, and are shown as unknown."""
@@ -122,8 +133,8 @@ class NamespaceBudgetSpec(ApiModel):
     failure_after: Duration = Field(default="10m", validate_default=True)
     """How long no operator may decide before failurePolicy applies. No effect in this version."""
     enforce_replicas: Bool = False
-    """Lets the ladder take replicas below a tier's replicas.min. When false, what the minimum costs until the
-    period's end is reserved first. No effect in this version."""
+    """Lets Deny take replicas below a tier's replicas.min, to none. When false, what the minimum costs until the
+    period's end is reserved first."""
 
 
 class NamespaceBudget(ApiObject[NamespaceBudgetSpec, NamespaceBudgetStatus]):

@@ -25,36 +25,52 @@ EXACT_PAIRS = 40
 _ROUNDING_WORK = 1600
 """Pairs times attempts to take a rounding back: smaller problems can afford more of them."""
 
+_LOSS = 1.0
+"""Objective of one point of quality, 0 to 1, of all requests, where the least loss is looked for."""
+_OVER = 100.0
+"""And of all money that may be spent, once over: it is not."""
+
 _EPSILON_RATE = 1e-3
 _LEVELS = 3
 _TIE = 1e-5
 
 
-def solve(problem: Problem, *, time_limit_seconds: float = TIME_LIMIT_SECONDS) -> Solution | None:
-    """The cheapest mix; None only when the solver found no point in time (the caller then keeps what is in force)."""
+def solve(
+    problem: Problem, *, within: float | None = None, time_limit_seconds: float = TIME_LIMIT_SECONDS
+) -> Solution | None:
+    """The cheapest mix; None only when the solver found no point in time (the caller then keeps what is in force).
+
+    Args:
+        problem: to be solved.
+        within: not the cheapest mix but, of those that cost at most so much per hour, the one in which the floors that
+            yield are missed least, by the classes' demand.
+        time_limit_seconds: for each call of the solver.
+    """
     ready = tuple(item for load in problem.classes if (item := usable(load)).pairs)
     if sum(len(item.pairs) for item in ready) > EXACT_PAIRS:
-        return _rounded(problem, ready, time_limit_seconds)
-    built = _Built(problem, ready)
+        return _rounded(problem, ready, time_limit_seconds, within)
+    built = _Built(problem, ready, within=within)
     outcome = built.model.solve(time_limit_seconds=time_limit_seconds, relative_gap=RELATIVE_GAP)
     if outcome.values is None:
         return None
     return built.read(outcome.values, outcome.status)
 
 
-def _rounded(problem: Problem, classes: tuple[Usable, ...], time_limit_seconds: float) -> Solution | None:
+def _rounded(
+    problem: Problem, classes: tuple[Usable, ...], time_limit_seconds: float, within: float | None = None
+) -> Solution | None:
     """A large problem: the linear relaxation, with replicas rounded up.
 
     The dearest roundings are taken back where that is cheaper. Every tier is planned for its strictest class, used or
     not, so that nothing is whole but the replicas.
     """
-    relaxed = _Built(problem, classes, exact=False)
+    relaxed = _Built(problem, classes, exact=False, within=within)
     outcome = relaxed.model.solve(time_limit_seconds=time_limit_seconds, relative_gap=RELATIVE_GAP)
     if outcome.values is None:
         return None
     exact = {name: outcome.values[column] for name, column in relaxed.replicas.items()}
     counts = {name: math.ceil(value - 1e-6) for name, value in exact.items()}
-    best = _with_replicas(problem, classes, counts, time_limit_seconds)
+    best = _with_replicas(problem, classes, counts, time_limit_seconds, within)
     if best is None:
         return None
     waste = sorted(
@@ -64,17 +80,21 @@ def _rounded(problem: Problem, classes: tuple[Usable, ...], time_limit_seconds: 
     attempts = max(2, _ROUNDING_WORK // sum(len(item.pairs) for item in classes))
     for name in waste[:attempts]:
         fewer = {**counts, name: counts[name] - 1}
-        other = _with_replicas(problem, classes, fewer, time_limit_seconds)
+        other = _with_replicas(problem, classes, fewer, time_limit_seconds, within)
         if other is not None and other[0] < best[0]:
             counts, best = fewer, other
     return best[1]
 
 
 def _with_replicas(
-    problem: Problem, classes: tuple[Usable, ...], counts: Mapping[str, int], time_limit_seconds: float
+    problem: Problem,
+    classes: tuple[Usable, ...],
+    counts: Mapping[str, int],
+    time_limit_seconds: float,
+    within: float | None,
 ) -> tuple[float, Solution] | None:
     """Objective and solution with these replicas; None when there is none in time."""
-    built = _Built(problem, classes, exact=False, counts=counts)
+    built = _Built(problem, classes, exact=False, counts=counts, within=within)
     outcome = built.model.solve(time_limit_seconds=time_limit_seconds, relative_gap=RELATIVE_GAP)
     if outcome.values is None:
         return None
@@ -88,6 +108,7 @@ class _Built:
         problem: whole. classes: those with somewhere to go.
         exact: whole replicas, and the strictest class that is in use binds a tier; else a linear programme.
         counts: replicas to take as given.
+        within: currency units per hour: least loss at this cost, instead of least cost.
     """
 
     def __init__(
@@ -97,8 +118,11 @@ class _Built:
         *,
         exact: bool = True,
         counts: Mapping[str, int] | None = None,
+        within: float | None = None,
     ) -> None:
         self.problem = problem
+        self.within = within
+        self.money: list[tuple[int, float]] = []
         self.exact = exact
         self.counts = counts
         self.classes = classes
@@ -108,10 +132,24 @@ class _Built:
         self.excess: dict[str, int] = {}
         self.shares: dict[tuple[ClassKey, str], int] = {}
         self.penalty = self._penalty()
+        self.demand = max(sum(item.load.rate for item in classes), _EPSILON_RATE)
         self._tiers()
         self._classes()
         self._capacity()
         self._limits()
+        if within is not None:
+            # What the floors ask for is worth more than money only as far as money goes.
+            over = self.model.column(cost=_OVER * _LOSS / max(within, 1e-9))
+            self.model.row([*self.money, (over, -1.0)], upper=within)
+
+    def _paid(self, column: int, price: float) -> int:
+        """A column with its cost per unit, currency units per hour."""
+        self.money.append((column, price))
+        return column
+
+    def _cost(self, price: float) -> float:
+        """What a cost counts in the objective: all, or, where the least loss is looked for, next to nothing."""
+        return price if self.within is None else price * _TIE / max(self.within, 1e-9)
 
     def rate(self, item: Usable) -> float:
         """Requests/s; an idle class gets a trace of demand where it can, so that it points at something alive."""
@@ -122,7 +160,9 @@ class _Built:
         return max(item.load.rate, _EPSILON_RATE) if alive else item.load.rate
 
     def _penalty(self) -> float:
-        """More per replica's worth of load than the dearest way to serve it."""
+        """More per replica's worth of load than the dearest way to serve it, or than any loss of quality."""
+        if self.within is not None:
+            return 20 * _LOSS
         most = max((tier.price_per_hour or 0.0 for tier in self.problem.tiers.values()), default=0.0)
         dearest = 0.0
         for item in self.classes:
@@ -142,12 +182,12 @@ class _Built:
             if self.counts is not None:
                 low = high = self.counts[name]
             count = self.model.column(
-                cost=tier.price_per_hour, lower=low, upper=high, integer=self.exact and low < high
+                cost=self._cost(tier.price_per_hour), lower=low, upper=high, integer=self.exact and low < high
             )
-            self.replicas[name] = count
+            self.replicas[name] = self._paid(count, tier.price_per_hour)
             self.overload[name] = self.model.column(cost=self.penalty)
             if tier.start_cost > 0 and tier.max_replicas > tier.current_replicas:
-                started = self.model.column(cost=tier.start_cost)
+                started = self.model.column(cost=self._cost(tier.start_cost))
                 self.model.row([(count, 1.0), (started, -1.0)], upper=float(tier.current_replicas))
 
     def _classes(self) -> None:
@@ -160,20 +200,21 @@ class _Built:
                 # Where cost does not decide, the tier that a replica's price makes dearer per request loses, then the
                 # later.
                 tie = _TIE * (rate * pair.utilisation * (tier.price_per_hour or 0.0) + 1e-3 * order)
-                column = self.model.column(
-                    cost=3600 * rate * pair.cost_per_request + tie, lower=pair.min_share, upper=pair.max_share
-                )
-                self.shares[item.load.key, pair.tier] = column
+                price = 3600 * rate * pair.cost_per_request
+                column = self.model.column(cost=self._cost(price + tie), lower=pair.min_share, upper=pair.max_share)
+                self.shares[item.load.key, pair.tier] = self._paid(column, price)
                 terms.append((column, 1.0))
                 if near is not None and self.exact:
                     self._stay_near(column, near.get(pair.tier, 0.0), rate * max(pair.utilisation, 1e-3))
             self.model.row(terms, lower=1.0, upper=1.0)
             if item.floor is not None:
                 quality = [(self.shares[item.load.key, pair.tier], pair.score or 0.0) for pair in item.pairs]
+                if self.within is not None and item.load.yields:
+                    quality.append((self.model.column(cost=_LOSS * rate / self.demand), 1.0))
                 self.model.row(quality, lower=item.floor)
 
     def _stay_near(self, column: int, share: float, scale: float) -> None:
-        away = self.model.column(cost=1e-3 * scale)
+        away = self.model.column(cost=self._cost(1e-3 * scale))
         self.model.row([(column, 1.0), (away, -1.0)], upper=share)
         self.model.row([(column, 1.0), (away, 1.0)], lower=share)
 

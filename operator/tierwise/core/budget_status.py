@@ -8,14 +8,17 @@ from tierwise.api.meta import Provenance
 from tierwise.api.namespace_budget import NamespaceBudget
 from tierwise.api.namespace_budget_status import (
     Checkpoint,
+    Enforcement,
+    LadderAction,
     LedgerEntry,
     NamespaceBudgetStatus,
     PeriodBounds,
     RungStatus,
 )
-from tierwise.core import accounts, conditions, ledger, tier_status
+from tierwise.core import accounts, conditions, ladder, ledger, tier_status
 from tierwise.core import budget as calendar
 from tierwise.core.conditions import Finding
+from tierwise.core.enforcement import Standing
 from tierwise.core.ledger import Account, Entry
 from tierwise.core.situation import Situation
 from tierwise.core.world import Key, World
@@ -23,26 +26,23 @@ from tierwise.core.world import Key, World
 MICRO = Decimal("0.000001")
 
 
-def climbed(budget: NamespaceBudget, held: Account, now: datetime) -> Account:
-    """The account with the rung that its spend has reached."""
-    percent = 100 * ledger.spend(held).total / budget.spec.ceiling
-    steps = [step.at_percent for step in budget.spec.ladder]
-    reached = calendar.rung(percent, steps, held.rung)
-    if reached == held.rung:
-        return held
-    return replace(held, rung=reached, since=now.replace(microsecond=0) if reached is not None else None)
-
-
 def status(
-    world: World, situation: Situation, budget: NamespaceBudget, held: Account
+    world: World, situation: Situation, one: Standing, decided: Enforcement | None
 ) -> tuple[NamespaceBudgetStatus, Account]:
     """The status that a budget should have now, and the account, which knows when it was written.
 
     Figures are written at most every five minutes, and when the rung, the period or the spec changes.
+
+    Args:
+        world: of this round.
+        situation: the budget's namespace in it.
+        one: the budget, with the rung that its spend has reached.
+        decided: what gateways shall do; None: nothing.
     """
+    budget, held = one.budget, one.account
     before, generation = budget.status, budget.metadata.generation
     bounds = PeriodBounds(start=held.start, end=held.end)
-    found = findings(world, situation, budget, held)
+    found = findings(world, situation, one)
     rung = next((step for step in budget.spec.ladder if step.at_percent == held.rung), None)
     shown = before.rung.at_percent if before.rung is not None else None
     age = (world.now - held.checkpoint).total_seconds() if held.checkpoint is not None else None
@@ -54,8 +54,9 @@ def status(
         or shown != held.rung
     )
     settled = conditions.settle(found, before.conditions, generation=generation, now=world.now)
+    now = {"conditions": settled, "enforcement": decided}
     if not due:
-        return before.model_copy(update={"conditions": settled}), held
+        return before.model_copy(update=now), held
     entries = tuple(_entry(name, entry) for name, entry in sorted(held.entries.items()))
     spent = ledger.spend(held)
     if (
@@ -65,7 +66,7 @@ def status(
         and _says(before, bounds, held, generation)
     ):
         # Nothing was spent: the old checkpoint still says all.
-        return before.model_copy(update={"conditions": settled}), replace(held, checkpoint=world.now)
+        return before.model_copy(update=now), replace(held, checkpoint=world.now)
     ahead = calendar.forecast(
         spent.total,
         start=max(held.start, budget.metadata.creation_timestamp or held.start),
@@ -89,6 +90,7 @@ def status(
         currency=budget.spec.currency,
         rung=RungStatus(at_percent=rung.at_percent, action=rung.action) if rung is not None else None,
         since=held.since,
+        enforcement=decided,
         unknown=_unknown(held),
         checkpoint=Checkpoint(
             time=world.now.replace(microsecond=0), tokens_until=_tokens_until(held, world.now), entries=entries
@@ -114,8 +116,9 @@ def _tokens_until(held: Account, now: datetime) -> datetime | None:
     return until if until < now.replace(microsecond=0) else None
 
 
-def findings(world: World, situation: Situation, budget: NamespaceBudget, held: Account) -> tuple[Finding, ...]:
-    """Ready, and SpendUnknown where something has no price or no usage."""
+def findings(world: World, situation: Situation, one: Standing) -> tuple[Finding, ...]:
+    """Ready, SpendUnknown where something has no price or no usage, and what the ladder does."""
+    budget, held = one.budget, one.account
     invalid = world.invalid.get(("NamespaceBudget", Key(budget.metadata.namespace, budget.metadata.name)))
     if invalid is not None:
         return conditions.invalid(str(invalid), held=True)
@@ -131,7 +134,7 @@ def findings(world: World, situation: Situation, budget: NamespaceBudget, held: 
                 f"({budget.spec.currency})",
             )
         )
-    elif _uncounted(world, situation, budget):
+    elif uncounted(world, situation, budget):
         found.append(
             Finding(
                 conditions.SPEND_UNKNOWN,
@@ -140,10 +143,33 @@ def findings(world: World, situation: Situation, budget: NamespaceBudget, held: 
                 "tokens at providers are not counted while Prometheus does not answer; they are when it is back",
             )
         )
-    return tuple(found)
+    return (*found, *_ladder(one))
 
 
-def _uncounted(world: World, situation: Situation, budget: NamespaceBudget) -> bool:
+def _ladder(one: Standing) -> list[Finding]:
+    """What the ladder does, without figures that move."""
+    found: list[Finding] = []
+    if one.steps:
+        step = one.steps[-1]
+        text = f"{step.at_percent}% of the ceiling is reached in the period until {one.account.end:%Y-%m-%dT%H:%M:%SZ}"
+        found.append(Finding(conditions.CEILING_RUNG, True, step.action.value, f"{text}: {_DOES[step.action]}"))
+    if ladder.stops_at(one.budget.spec.ladder) is None:
+        text = (
+            "no rung of spec.ladder denies: spend may exceed the ceiling. Add a rung with action Deny to make it hold"
+        )
+        found.append(Finding(conditions.CEILING_SOFT, True, "NoDenyRung", text))
+    return found
+
+
+_DOES = {
+    LadderAction.NOTIFY: "requests are answered as before",
+    LadderAction.DOWNGRADE: "requests go to cheaper tiers",
+    LadderAction.THROTTLE: "requests per second are held to what the rest of the money pays for",
+    LadderAction.DENY: "requests get 429",
+}
+
+
+def uncounted(world: World, situation: Situation, budget: NamespaceBudget) -> bool:
     """Whether tokens are paid for that nobody reads; the first answer of Prometheus is given its time."""
     if not any(view.external for view in situation.tiers.values()):
         return False
@@ -195,20 +221,20 @@ def _entry(name: str, entry: Entry) -> LedgerEntry:
     )
 
 
-def notice(budget: NamespaceBudget, before: Account | None, held: Account) -> tuple[str, str] | None:
+def notice(budget: NamespaceBudget, before: Account | None, one: Standing) -> tuple[str, str] | None:
     """Reason and note of the event for a rung that was just reached; None when there is none."""
-    previous = before.rung if before is not None else None
+    held = one.account
+    previous = before.rung if before is not None and before.start == held.start else None
     if held.rung is None or held.rung <= (previous or -1):
         return None
     if before is None and budget.status.rung is not None and budget.status.rung.at_percent == held.rung:
         return None
     step = next(step for step in budget.spec.ladder if step.at_percent == held.rung)
-    spent = ledger.spend(held)
+    spent, money = ledger.spend(held), budget.spec.currency
     text = (
-        f"spent {_cents(spent.total)} of {budget.spec.ceiling} {budget.spec.currency} "
+        f"spent {_cents(spent.total)} of {budget.spec.ceiling} {money} "
         f"({_cents(spent.counted)} measured, {_cents(spent.estimated)} estimated) in the period until "
-        f"{held.end:%Y-%m-%dT%H:%M:%SZ}: {held.rung}% is reached"
+        f"{held.end:%Y-%m-%dT%H:%M:%SZ}, up to {_cents(one.seen.in_flight)} in flight, "
+        f"{_cents(one.seen.committed)} reserved for the least replicas: {held.rung}% is reached: {_DOES[step.action]}"
     )
-    if step.action.value != "Notify":
-        text += f"; action {step.action.value} is recorded, this version only notifies"
     return "CeilingRung", text

@@ -6,13 +6,15 @@ from datetime import datetime
 
 from tierwise.api.meta import Condition, ConditionStatus
 
-READY, RECONCILING, STALLED, METRICS_STALE, SPEND_UNKNOWN, SHADOW_INACTIVE = (
+READY, RECONCILING, STALLED, METRICS_STALE, SPEND_UNKNOWN, SHADOW_INACTIVE, CEILING_RUNG, CEILING_SOFT = (
     "Ready",
     "Reconciling",
     "Stalled",
     "MetricsStale",
     "SpendUnknown",
     "ShadowInactive",
+    "CeilingRung",
+    "CeilingSoft",
 )
 _MESSAGE_LIMIT = 4096
 

@@ -9,7 +9,7 @@ mix; while replicas are starting, the second one's mix makes other allowed tiers
 from dataclasses import replace
 from datetime import datetime
 
-from tierwise.core import balance, moves, problem, scaling, state
+from tierwise.core import afford, balance, moves, problem, scaling, state
 from tierwise.core.damping import LastMove
 from tierwise.core.decision import Decision
 from tierwise.core.memory import ClassMemory, LoopMemory, TierMemory
@@ -20,21 +20,21 @@ from tierwise.core.situation import Situation
 
 def decide(situation: Situation) -> Decision:
     """One namespace's decision."""
-    stated = state.state(situation)
-    free = balance.solve(stated) if stated.classes else None
+    stated = _within(situation, state.state(situation))
+    free = afford.solve(stated) if stated.classes else None
     if free is None:
         return _keep(situation)
     now = state.ready_problem(situation, stated, free)
     recommended = None
     if any(state.recommends(view) for view in situation.classes):
-        recommended = balance.solve(state.state(situation, recommended=True))
+        recommended = afford.solve(state.state(situation, recommended=True))
     current = {load.key: load.current for load in stated.classes}
     planned = {name: view.planned for name, view in situation.tiers.items() if not view.external}
     present = problem.evaluate(stated, "as it is", current)
     # What the present mix costs with the replicas that it keeps; a replica on the edge of the dead band is no saving.
     kept = scaling.keep(stated, current, planned)
     stay = replace(present, cost_per_hour=problem.cost_of(stated, kept, current), replicas=kept)
-    meanwhile = free if _carried(now, free) else balance.solve(now) or free
+    meanwhile = free if _carried(now, free) else afford.solve(now) or free
     answers = Answers(stated, free, now, meanwhile, stay.cost_per_hour, recommended)
     classes = {view.key: moves.move(situation, view, answers) for view in situation.classes}
     tiers = {
@@ -43,7 +43,40 @@ def decide(situation: Situation) -> Decision:
         if not tier.external
     }
     chosen = Option("chosen", free.cost_per_hour, free.replicas)
-    return Decision(classes, tiers, (*_options(stated), stay, chosen), free.cost_per_hour, stay.cost_per_hour, free)
+    return Decision(
+        classes,
+        tiers,
+        (*_options(stated), stay, chosen),
+        free.cost_per_hour,
+        stay.cost_per_hour,
+        free,
+        _downgrade(situation, answers),
+    )
+
+
+def _within(situation: Situation, stated: Problem) -> Problem:
+    """The problem with what may be spent on it: a share of what it costs without a ceiling."""
+    if situation.hold.share >= 1 or not stated.classes:
+        return stated
+    without = balance.solve(stated)
+    if without is None:
+        return stated
+    return replace(stated, cost_target_per_hour=situation.hold.share * without.cost_per_hour)
+
+
+def _downgrade(situation: Situation, answers: Answers) -> tuple[Solution, ...]:
+    """Where the classes go that budgets downgrade; weights that are somebody else's are taken for movable."""
+    downgraded = situation.hold.downgraded
+    if not downgraded:
+        return ()
+    if all(view.movable for view in situation.classes if view.key in downgraded):
+        return (answers.free, answers.meanwhile)
+    stated = _within(situation, state.state(situation, downgraded=True))
+    free = afford.solve(stated)
+    if free is None:
+        return ()
+    meanwhile = afford.solve(state.ready_problem(situation, stated, free))
+    return (free, meanwhile) if meanwhile is not None else (free,)
 
 
 def _carried(now: Problem, free: Solution) -> bool:

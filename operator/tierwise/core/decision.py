@@ -58,6 +58,8 @@ class Decision:
         options: mixes that were considered, the chosen one last.
         cost_per_hour: of the chosen mix, estimated. stay_cost_per_hour: of the present weights.
         solution: of the free problem; None when nothing could be decided.
+        downgrade: cheapest mixes of the classes that budgets downgrade: in the end, and with the replicas that are
+            ready; empty when none does.
     """
 
     classes: Mapping[ClassKey, ClassOutcome]
@@ -66,6 +68,7 @@ class Decision:
     cost_per_hour: float | None = None
     stay_cost_per_hour: float | None = None
     solution: Solution | None = None
+    downgrade: tuple[Solution, ...] = ()
 
     @property
     def moved(self) -> bool:

@@ -11,6 +11,7 @@ from datetime import datetime
 from tierwise.core.capacity import Capacity
 from tierwise.core.damping import LastMove
 from tierwise.core.demand import History
+from tierwise.core.ladder import LadderMemory
 from tierwise.core.signals import ClassKey, TierKey
 
 
@@ -60,6 +61,7 @@ class LoopMemory:
         signals_time: when the newest answer of Prometheus that was learnt from was asked.
         classes, tiers: by key.
         pending_since: namespace -> since when gateways have not acknowledged the present configuration.
+        ladders: (namespace, budget) -> what its ladder remembers.
     """
 
     started: datetime | None = None
@@ -67,3 +69,4 @@ class LoopMemory:
     classes: Mapping[ClassKey, ClassMemory] = field(default_factory=dict)
     tiers: Mapping[TierKey, TierMemory] = field(default_factory=dict)
     pending_since: Mapping[str, datetime] = field(default_factory=dict)
+    ladders: Mapping[tuple[str, str], LadderMemory] = field(default_factory=dict)

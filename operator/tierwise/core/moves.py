@@ -20,6 +20,9 @@ from tierwise.core.situation import ClassView, Situation, TierView
 SEVERE = 1.1
 """Load over the safe capacity of ready replicas from which on a class does not move by steps any more."""
 
+_YIELD_PERCENT = 5
+"""Smaller moves of a class whose floor yields to a ceiling are noise: what may be spent moves with every count."""
+
 _SMALL_PERCENT = 2
 """Saving moves below this many points are noise."""
 
@@ -59,7 +62,7 @@ class _Cause:
 def mix_of(view: ClassView, load: ClassLoad) -> Mix:
     """What the class's rounded weights must respect."""
     floor = view.floor.value if view.floor is not None else None
-    if view.floor is not None and view.floor.only is not None:
+    if load.yields or (view.floor is not None and view.floor.only is not None):
         floor = None
     return Mix(
         scores={pair.tier: pair.score for pair in load.pairs if pair.score is not None},
@@ -73,8 +76,11 @@ def move(situation: Situation, view: ClassView, answers: Answers) -> ClassOutcom
     """One class's weights after this round."""
     load = next((item for item in answers.stated.classes if item.key == view.key), None)
     binding = answers.free.binding.get(view.key, "")
-    if load is None or not view.movable:
-        return replace(stay(view), wanted=_recommended(view, load, answers) or view.weights, binding=binding)
+    denied = view.key in situation.hold.denied
+    if load is None or denied or not view.movable:
+        return replace(
+            stay(view, denied=denied), wanted=_recommended(view, load, answers) or view.weights, binding=binding
+        )
     mix = mix_of(view, load)
     ideal = damping.whole_percents(answers.free.shares.get(view.key, load.current), mix)
     held = ClassOutcome(view, view.weights, ideal, False, binding, "Steady", "the weights in force are the best mix")
@@ -86,7 +92,7 @@ def move(situation: Situation, view: ClassView, answers: Answers) -> ClassOutcom
     delta = {name: target.get(name, 0) - current[name] for name in names}
     if not any(delta.values()):
         return held
-    cause = _cause(situation, view, load, answers.now)
+    cause = _cause(situation, view, load, answers.now) or _ceiling(situation, view, answers)
     pause = _pause(situation, view, answers, delta, cause)
     if pause is not None:
         return replace(held, reason=pause[0], message=pause[1])
@@ -103,16 +109,21 @@ def _pause(
     situation: Situation, view: ClassView, answers: Answers, delta: Mapping[str, int], cause: _Cause | None
 ) -> tuple[str, str] | None:
     """Why a move that would be better is not made now, as reason and words; None when it is made."""
-    if cause is None and (max(map(abs, delta.values())) < _SMALL_PERCENT or not answers.saves(view)):
+    farthest = max(map(abs, delta.values()))
+    if view.key in situation.hold.below_floor and farthest < _YIELD_PERCENT and (cause is None or not cause.severe):
+        return "Steady", "the weights in force are near enough to what the ceiling asks for"
+    if cause is None and (farthest < _SMALL_PERCENT or not answers.saves(view)):
         return "SavingTooSmall", f"a better mix would save less than {100 * view.rules.min_saving:g}%"
     if not damping.may_move(view.memory.last_move, delta, situation.now, view.rules, urgent=cause is not None):
         return "CoolingDown", "waits for its cool-down"
     return None
 
 
-def stay(view: ClassView) -> ClassOutcome:
+def stay(view: ClassView, *, denied: bool = False) -> ClassOutcome:
     """The outcome of a class that is not moved, whatever the solver says."""
-    if view.policy.spec.suspend:
+    if denied:
+        reason, message = "Denied", "nothing moves: a budget denies the class's requests"
+    elif view.policy.spec.suspend:
         reason, message = "Suspended", "spec.suspend is true: nothing moves"
     elif view.mode is not RebalanceMode.AUTO:
         reason, message = view.mode.value, f"spec.rebalance.mode is {view.mode.value}: weights stay as they are"
@@ -158,6 +169,13 @@ def _cause(situation: Situation, view: ClassView, load: ClassLoad, now: Problem)
     over = problem.limits_exceeded(now, {item.key: item.current for item in now.classes})
     hit = next((text for name, text in over.items() if load.current.get(name, 0.0) > 0), None)
     return _Cause("ProviderLimit", hit, severe=False) if hit is not None else None
+
+
+def _ceiling(situation: Situation, view: ClassView, answers: Answers) -> _Cause | None:
+    """A budget downgrades the class: what saves enough waits for the interval only."""
+    if view.key not in situation.hold.downgraded or not answers.saves(view):
+        return None
+    return _Cause("CeilingKept", "a budget downgrades the class", severe=False)
 
 
 def _overload(load: ClassLoad, now: Problem) -> tuple[float, str]:

@@ -78,6 +78,7 @@ class ClassLoad:
         pairs: the cleared tiers of the class, in the user's order.
         floor: least mean quality.
         uncleared: tiers of the class that its sensitivity rules out.
+        yields: the floor gives way to the cost target, as far as that needs it.
     """
 
     key: ClassKey
@@ -85,6 +86,7 @@ class ClassLoad:
     pairs: tuple[Pair, ...]
     floor: Floor | None = None
     uncleared: tuple[str, ...] = ()
+    yields: bool = False
 
     @property
     def current(self) -> dict[str, float]:

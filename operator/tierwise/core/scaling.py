@@ -23,6 +23,8 @@ fewer would carry it with head-room less this."""
 NOISE_PERCENT = 5
 """Weights this close to the wanted ones have arrived: demand and capacity are never known better."""
 
+_UNPAID = "0 replicas: nobody is answered, and the budget takes the tier's minimum too"
+
 Shares = Mapping[ClassKey, Mapping[str, float]]
 
 
@@ -53,12 +55,28 @@ def held(situation: Situation, view: TierView) -> TierOutcome:
     inside = view.tier.spec.in_cluster
     if inside is None:
         raise LookupError(f"{view.name} is external")
-    low, high = inside.replicas.min, inside.replicas.max
+    low, high = limits(situation, view)
     if not managed(situation, view.name):
+        if not high:
+            return TierOutcome(
+                view, 0, ReplicaBounds(0, 0), 0 if view.planned else None, view.planned > 0, False, _UNPAID
+            )
         return TierOutcome(view, max(low, 1), ReplicaBounds(max(low, 1), high), _wake(view, 1), False, False)
     planned = min(max(view.planned, low), high)
-    least, most = damping.bounds(planned=planned, low=low, high=high)
+    if not planned and view.planned:
+        # Nobody may be answered, and a budget pays for none.
+        return TierOutcome(view, 0, ReplicaBounds(0, 0), 0, True, True, _UNPAID)
+    least, most = damping.bounds(planned=planned, low=low, high=high, affordable=situation.hold.most.get(view.name))
     return TierOutcome(view, planned, ReplicaBounds(least, most), None, False, True)
+
+
+def limits(situation: Situation, view: TierView) -> tuple[int, int]:
+    """Least and most replicas of an in-cluster tier: the user's, within what budgets pay for."""
+    inside = view.tier.spec.in_cluster
+    if inside is None:
+        raise LookupError(f"{view.name} is external")
+    low = situation.hold.least.get(view.name, inside.replicas.min)
+    return low, max(low, min(inside.replicas.max, situation.hold.most.get(view.name, inside.replicas.max)))
 
 
 def decide(
@@ -69,7 +87,7 @@ def decide(
     inside = view.tier.spec.in_cluster
     if not stuck.managed or inside is None:
         return stuck
-    low, high = inside.replicas.min, inside.replicas.max
+    low, high = limits(situation, view)
     shares = {key: {t: w / 100 for t, w in outcome.weights.items()} for key, outcome in outcomes.items()}
     users = situation.users(view.name)
     wanted = keep(answers.stated, shares, {view.name: stuck.planned}).get(view.name, low)
@@ -80,13 +98,13 @@ def decide(
     if any(user.movable and (outcomes[user.key].moved or answers.saves(user)) for user in users):
         # A better mix is being moved to: its replicas have to be there first, and stay until it is reached.
         wanted = max(wanted, answers.free.replicas.get(view.name, low))
-    if any(_flows(outcomes[user.key], view.name) for user in users):
+    if any(_flows(outcomes[user.key], view.name) for user in users if user.key not in situation.hold.denied):
         wanted = max(wanted, 1)
     wanted = min(max(wanted, low), high)
     planned = stuck.planned
     if wanted > planned or (wanted < planned and _may_shrink(situation, view, users)):
         planned = wanted
-    least, most = damping.bounds(planned=planned, low=low, high=high)
+    least, most = damping.bounds(planned=planned, low=low, high=high, affordable=situation.hold.most.get(view.name))
     scale = _wake(view, planned)
     if planned == 0:
         scale = 0 if view.planned > 0 else None

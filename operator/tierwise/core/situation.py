@@ -15,6 +15,7 @@ from tierwise.api.routing_policy import RebalanceMode, RoutingPolicy
 from tierwise.core import demand, learning, quality, routing, sensitivity
 from tierwise.core.capacity import Capacity, Objective
 from tierwise.core.damping import Rules
+from tierwise.core.hold import NOTHING, Hold
 from tierwise.core.memory import ClassMemory, LoopMemory, TierMemory
 from tierwise.core.signals import ClassKey, Missing, Reading, TierSignals, value_of
 from tierwise.core.world import Key, World
@@ -141,13 +142,14 @@ class ClassView:
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """One namespace as it stands."""
+    """One namespace as it stands, and what its budgets ask of the plan."""
 
     namespace: str
     now: datetime
     tiers: Mapping[str, TierView]
     classes: tuple[ClassView, ...]
     settings: Settings
+    hold: Hold = NOTHING
 
     def users(self, tier: str) -> tuple[ClassView, ...]:
         """The classes that may use a tier."""

@@ -17,21 +17,27 @@ UNKNOWN_PRICE_FACTOR = 10.0
 """What has no price is taken to be this much dearer than the dearest that has one: unknown is never free."""
 
 
-def state(situation: Situation, *, recommended: bool = False) -> Problem:
+def state(situation: Situation, *, recommended: bool = False, downgraded: bool = False) -> Problem:
     """The namespace's problem at the demand to plan for.
 
     Args:
         situation: as it stands.
         recommended: as if mode Recommend were Auto: what it would do.
+        downgraded: as if all classes that a budget downgrades were movable, whatever their mode.
     """
     dearest = _dearest(situation)
-    tiers = {name: _tier(view, dearest) for name, view in situation.tiers.items()}
+    tiers = {name: _tier(situation, view, dearest) for name, view in situation.tiers.items()}
+
+    def free(view: ClassView) -> bool:
+        if view.key in situation.hold.denied:
+            return False
+        as_if = downgraded and view.key in situation.hold.downgraded
+        return view.movable or as_if or (recommended and recommends(view))
+
     loads = tuple(
         load
         for view in situation.classes
-        if (load := _load(situation, view, dearest, free=view.movable or (recommended and recommends(view))))
-        is not None
-        and load.pairs
+        if (load := _load(situation, view, dearest, free=free(view))) is not None and load.pairs
     )
     near = {load.key: load.current for load in loads}
     return Problem(tiers=tiers, classes=loads, headroom=situation.settings.headroom, near=near)
@@ -49,7 +55,9 @@ def ready_problem(situation: Situation, stated: Problem, free: Solution) -> Prob
         tiers[name] = replace(tier, min_replicas=count, max_replicas=count, start_cost=0.0)
     demands = {view.key: view.demand for view in situation.classes}
     classes = tuple(
-        replace(load, rate=found.peak) if (found := demands.get(load.key)) is not None else load
+        replace(load, rate=found.peak)
+        if (found := demands.get(load.key)) is not None and load.key not in situation.hold.denied
+        else load
         for load in stated.classes
     )
     return replace(stated, tiers=tiers, classes=classes, near=free.shares)
@@ -60,7 +68,7 @@ def _dearest(situation: Situation) -> float:
     return UNKNOWN_PRICE_FACTOR * max(prices, default=1.0)
 
 
-def _tier(view: TierView, dearest: float) -> Tier:
+def _tier(situation: Situation, view: TierView, dearest: float) -> Tier:
     inside, outside = view.tier.spec.in_cluster, view.tier.spec.external
     if inside is None:
         limits = outside.limits if outside is not None else None
@@ -76,11 +84,12 @@ def _tier(view: TierView, dearest: float) -> Tier:
             tokens_limit=PASSED * tokens / 60 if tokens is not None else None,
         )
     price = float(view.price_per_hour) if view.price_per_hour is not None else dearest
+    low = situation.hold.least.get(view.name, inside.replicas.min)
     return Tier(
         view.name,
         price_per_hour=price,
-        min_replicas=inside.replicas.min,
-        max_replicas=inside.replicas.max,
+        min_replicas=low,
+        max_replicas=max(low, min(inside.replicas.max, situation.hold.most.get(view.name, inside.replicas.max))),
         current_replicas=view.planned,
         start_cost=price * view.startup_seconds / START_SPREAD_SECONDS,
     )
@@ -99,8 +108,13 @@ def _load(situation: Situation, view: ClassView, dearest: float, *, free: bool) 
     if not free:
         # Its weights are somebody else's, or nothing may move: they are a given load for the replicas.
         pairs = tuple(replace(pair, min_share=pair.current, max_share=pair.current) for pair in pairs)
+    elif view.key in situation.hold.downgraded:
+        pairs = tuple(replace(pair, min_share=0.0, max_share=1.0) for pair in pairs)
     floor = view.floor if free else None
-    return ClassLoad(view.key, view.demand.ahead, pairs, floor, view.uncleared)
+    rate = 0.0 if view.key in situation.hold.denied else view.demand.ahead
+    return ClassLoad(
+        view.key, rate, pairs, floor, view.uncleared, yields=free and view.key in situation.hold.below_floor
+    )
 
 
 def _pair(situation: Situation, view: ClassView, name: str, dearest: float) -> Pair:

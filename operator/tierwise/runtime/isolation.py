@@ -59,11 +59,13 @@ def merge(world: World, plans: Iterable[Plan]) -> Plan:
     accounts = dict(world.ledger.accounts)
     memory = world.memory
     classes, tiers, pending = dict(memory.classes), dict(memory.tiers), dict(memory.pending_since)
+    ladders = dict(memory.ladders)
     for plan in plans:
         accounts.update(plan.ledger.accounts)
         classes.update(plan.memory.classes)
         tiers.update(plan.memory.tiers)
         pending.update(plan.memory.pending_since)
+        ladders.update(plan.memory.ladders)
     return Plan(
         apply=tuple(one for plan in plans for one in plan.apply),
         scale=tuple(one for plan in plans for one in plan.scale),
@@ -78,6 +80,7 @@ def merge(world: World, plans: Iterable[Plan]) -> Plan:
             classes=classes,
             tiers=tiers,
             pending_since=pending,
+            ladders=ladders,
         ),
         gauges=tuple(one for plan in plans for one in plan.gauges),
         books=tuple(one for plan in plans for one in plan.books),
