@@ -11,7 +11,7 @@ from decimal import Decimal
 
 from tierwise.api.namespace_budget import LadderRung, NamespaceBudget
 from tierwise.api.namespace_budget_status import Enforcement, LadderAction
-from tierwise.core import cost, demand, ladder, outlook, scaling, tier_status
+from tierwise.core import cost, demand, ladder, scaling, tier_status
 from tierwise.core.decision import Decision
 from tierwise.core.hold import Hold
 from tierwise.core.ladder import LadderMemory
@@ -125,17 +125,14 @@ def _most(situation: Situation, budgets: tuple[Standing, ...], denied: frozenset
 
 
 def _affordable(one: Standing, view: TierView, least: int) -> int | None:
-    """Replicas of a tier that a budget pays for: the least, and what is left for more; None: no limit.
+    """Replicas of a tier that a budget pays for until the period ends: the least, and what is left for more.
 
-    From a throttle on they must last until the period ends, before as long as it
-    takes to end them.
+    None: no limit. A budget limits them from its throttle on; before, what is in flight ends them in time.
     """
-    price, seen = view.price_per_hour, one.seen
-    stops = one.does(LadderAction.THROTTLE) or ladder.stops_at(one.budget.spec.ladder) is not None
-    if not stops or not price or tier_status.currency(view) != one.budget.spec.currency or seen.hours_left <= 0:
+    price = view.price_per_hour
+    if not one.does(LadderAction.THROTTLE) or not price or tier_status.currency(view) != one.budget.spec.currency:
         return None
-    hours = seen.hours_left if one.does(LadderAction.THROTTLE) else min(outlook.STOP_HOURS, seen.hours_left)
-    return least + math.floor(seen.left(one.stop_percent) / hours / price)
+    return least + math.floor(one.seen.per_hour(one.stop_percent) / price)
 
 
 def decide(situation: Situation, one: Standing, decision: Decision) -> tuple[Enforcement | None, LadderMemory]:
