@@ -123,6 +123,7 @@ def _column(one: Verdict) -> list[tuple[str, str]]:
         ("spent, ledger", f"{out.counted + out.estimated:.2f}"),
         ("of it estimated", f"{out.estimated:.2f}"),
         ("ledger's error", f"{one.ledger:+.4f} %"),
+        ("of it counted by a gateway that was killed", f"{-100 * out.lost / out.spent:+.4f} %"),
         ("overspent", only(_percent(one.over, one.ceiling or Decimal(1)))),
         ("burn rate before the ceiling, per hour", only(f"{out.steepest / hours:.3f}")),
         ("bound: 1 % + reaction time x burn rate", only(_percent(one.bound, one.ceiling or Decimal(1)))),

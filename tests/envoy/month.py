@@ -293,6 +293,10 @@ class Month:
 
     async def _crash(self, clients: Clients) -> None:
         """A gateway dies with what it has counted since its last scrape, and a container takes its place."""
+        gone = await self.metrics.unseen(self.lab.http, GATEWAYS[1], self.ports[GATEWAYS[1]])
+        self.outcome.lost += sum(
+            (price.of(gone[tier]) for tier, price in self.prices.items() if tier in gone), Decimal(0)
+        )
         process = self.lab.envoys[1]
         process.kill()
         await process.wait()

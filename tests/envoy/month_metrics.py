@@ -8,16 +8,19 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import aiohttp
 from month_cluster import Pods
+from month_wire import Tokens
 
 from tierwise.adapters import queries
 from tierwise.core.world import Key
 
 LINE = re.compile(r"^(envoy_tierwise_[a-z_]+|envoy_server_uptime)\{([^}]*)\} ([0-9.e+]+)$", re.MULTILINE)
 LABEL = re.compile(r'(\w+)="([^"]*)"')
+Series: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]
+FIELDS = {"prompt_tokens": "prompt", "cached_prompt_tokens": "cached", "completion_tokens": "completion"}
 SKIPPED = ("_bucket", "_sum", "_count")
 WINDOW = re.compile(r"\[(\d+)s\]$")
 KEPT_SECONDS = 7 * 3600
@@ -39,25 +42,29 @@ class Store:
     engine_queries: Mapping[str, str] = field(default_factory=dict)
     now: float = 0.0
     down: bool = False
-    series: dict[tuple[str, tuple[tuple[str, str], ...]], list[tuple[float, float]]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
+    series: dict[Series, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
     scraped: dict[str, float] = field(default_factory=dict)
 
     async def scrape(self, http: aiohttp.ClientSession, instance: str, port: int, age_seconds: float) -> None:
         """One gateway, now. Its uptime is told in the injected clock, everything else is as the gateway says."""
-        async with http.get(f"http://127.0.0.1:{port}/stats/prometheus") as response:
-            text = await response.text()
-        for name, labels, value in LINE.findall(text):
-            if name.endswith(SKIPPED):
-                continue
-            number = age_seconds if name == queries.UPTIME else float(value)
-            known = {**dict(LABEL.findall(labels)), "instance": instance, "tierwise_component": "gateway"}
-            samples = self.series[name, tuple(sorted(known.items()))]
+        for where, value in (await _exposed(http, instance, port)).items():
+            number = age_seconds if where[0] == queries.UPTIME else value
+            samples = self.series[where]
             samples.append((self.now, number))
             if samples[0][0] < self.now - 2 * KEPT_SECONDS:
                 del samples[: sum(at < self.now - KEPT_SECONDS for at, _ in samples)]
         self.scraped[instance] = self.now
+
+    async def unseen(self, http: aiohttp.ClientSession, instance: str, port: int) -> dict[str, Tokens]:
+        """What a gateway has counted since its last scrape, by tier; nobody is told but the bench."""
+        found: dict[str, Tokens] = defaultdict(Tokens)
+        for where, value in (await _exposed(http, instance, port)).items():
+            name = FIELDS.get(where[0].removeprefix(f"{queries.GATEWAY_PREFIX}_"))
+            if name is not None:
+                before = self.series[where][-1][1] if where in self.series else 0.0
+                tokens = found[dict(where[1])["tierwise_tier"]]
+                setattr(tokens, name, getattr(tokens, name) + round(value - before))
+        return found
 
     # What the operator's adapter uses of its client library ----------------------------------------------------------
 
@@ -128,6 +135,18 @@ class Store:
                 metric = {"namespace": key.namespace, "tierwise_tier": key.name}
                 rows.append({"metric": metric, "value": [self.now, str(value)]})
         return rows
+
+
+async def _exposed(http: aiohttp.ClientSession, instance: str, port: int) -> dict[Series, float]:
+    """A gateway's counters, with the labels that scraping adds."""
+    async with http.get(f"http://127.0.0.1:{port}/stats/prometheus") as response:
+        text = await response.text()
+    found = {}
+    for name, labels, value in LINE.findall(text):
+        if not name.endswith(SKIPPED):
+            known = {**dict(LABEL.findall(labels)), "instance": instance, "tierwise_component": "gateway"}
+            found[name, tuple(sorted(known.items()))] = float(value)
+    return found
 
 
 def _increase(samples: list[tuple[float, float]], since: float) -> float:

@@ -47,6 +47,7 @@ class Outcome:
         rungs: (moment, action or None) of each change.
         steepest: most that was spent in one of the last steps before the ceiling.
         downgraded: requests that cheaper tiers answered because the ladder said so.
+        lost: what a gateway had counted since its last scrape when it was killed.
         kept_out: what refused requests would have cost at the cheapest.
         after: statuses of requests in the first steps of the next period.
         unbalanced: where upstreams and clients do not say the same.
@@ -62,6 +63,7 @@ class Outcome:
     rungs: list[tuple[datetime, str | None]] = field(default_factory=list)
     steepest: Decimal = Decimal(0)
     downgraded: int = 0
+    lost: Decimal = Decimal(0)
     kept_out: Decimal = Decimal(0)
     after: Counter = field(default_factory=Counter)
     rounds: int = 0

@@ -1,0 +1,80 @@
+"""A day of the bench, with its budget, through real gateways: the bench itself must work, and its promises hold."""
+
+import dataclasses
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import bench_budget
+import pytest
+from month import play
+from month_demand import month
+from month_objects import Price
+from month_story import Outcome, Story
+from month_wire import Tokens
+
+DAY = Story(
+    start=datetime(2026, 11, 2, tzinfo=UTC),
+    period="Day",
+    days=1,
+    requests=1400,
+    ceiling=Decimal("21.00"),
+    crash=0.37,
+    restart=0.58,
+    raise_price=0.5,
+)
+"""About 60 % of what the day costs without a ceiling."""
+
+
+async def test_a_days_ceiling_holds_through_real_gateways(tmp_path):
+    outcome = await play(tmp_path, DAY)
+    verdict = bench_budget.Verdict(Decimal(35), outcome)
+    print(bench_budget.table(bench_budget.rows([verdict])))
+    print(bench_budget.rungs(verdict))
+    # A killed gateway takes more of a day with it than of a month.
+    alone = dataclasses.replace(outcome, counted=outcome.counted + outcome.lost)
+    assert bench_budget.Verdict(Decimal(35), alone).broken() == []
+    assert outcome.seen.refused["budget_exceeded"] > 0
+    assert outcome.downgraded > 0
+
+
+def made(**fields) -> list[str]:
+    """What is found broken in a made-up run."""
+    outcome = Outcome(dataclasses.replace(DAY, ceiling=Decimal(100)), spent=Decimal(100), counted=Decimal(100))
+    outcome.steepest, outcome.after[200] = Decimal("0.5"), 5
+    for name, value in fields.items():
+        setattr(outcome, name, value)
+    return bench_budget.Verdict(Decimal(200), outcome).broken()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"spent": Decimal("101.6"), "counted": Decimal("101.6")}, "overspent by 1.60, the bound is 1.50"),
+        ({"spent": Decimal(94), "counted": Decimal(94), "kept_out": Decimal(6)}, "6.00 unused"),
+        ({"counted": Decimal("100.1")}, "the ledger is +0.100 % off"),
+        ({"counted": Decimal("99.9")}, "the ledger is -0.100 % off"),
+        ({"unbalanced": ["frontier: ..."]}, "frontier"),
+        ({"after": {429: 1, 200: 3}}, "the next period"),
+    ],
+)
+def test_a_promise_that_is_broken_is_named(fields, words):
+    (found,) = made(**fields)
+    assert words in found
+
+
+def test_what_is_within_the_bounds_is_no_fault():
+    assert made() == []
+    assert made(spent=Decimal("101.4"), counted=Decimal("101.4")) == []
+    assert made(spent=Decimal(94), counted=Decimal(94)) == []  # all demand was met
+
+
+def test_equal_seeds_give_equal_demand():
+    first, second = ([*month(DAY.start, 1, DAY.step, 500, seed)] for seed in (7, 7))
+    assert first == second
+    assert 400 < sum(map(len, first)) < 600
+    assert first != [*month(DAY.start, 1, DAY.step, 500, 8)]
+
+
+def test_cached_tokens_are_part_of_the_prompt():
+    price = Price(Decimal(10), Decimal(1), Decimal(100))
+    assert price.of(Tokens(1, prompt=1_000_000, cached=500_000, completion=10_000)) == Decimal("6.5")
