@@ -87,3 +87,7 @@ DATA ?=
 ECONOMICS_ARGS ?=
 bench-economics: setup  ## The loop on published traces beside baselines and the offline bound: SCENARIOS=file DATA=directory
 	$(BIN)/python -m tierwise.economics $(if $(SCENARIOS),--scenarios $(SCENARIOS)) $(if $(DATA),--data $(DATA)) $(ECONOMICS_ARGS)
+
+.PHONY: bench-budget
+bench-budget: setup  ## A month under ceilings on an injected clock: print what held, by how much, and what the ledger says
+	$(BIN)/python tests/envoy/bench_budget.py

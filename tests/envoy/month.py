@@ -250,10 +250,7 @@ class Month:
             await self._crash(clients)
         await clients.send(asks[half:], self._resets(), seen)
         self._load(seen)
-        for moment in self.cluster.advance(until - ECHO):
-            self.now = moment
-            self.round()
-        self.now = until - ECHO
+        self._pods_go_on(until - ECHO)
         if self.throttled:
             await asyncio.sleep(max(0.0, PACE_SECONDS - (time.monotonic() - began)))
         if self._due(self.story.restart, begin):
@@ -263,11 +260,17 @@ class Month:
         self._account(seen, over)
         if not over and until == self.end:
             self._close()
-        self.cluster.advance(until)
-        self.now = until
+        self._pods_go_on(until)
         await self.publish()
         took = time.monotonic() - began
         self.speed += 0.2 * (self.step.total_seconds() / max(took, PACE_SECONDS) - self.speed)
+
+    def _pods_go_on(self, until: datetime) -> None:
+        """Until then, with a round at each change."""
+        for moment in self.cluster.advance(until):
+            self.now = moment
+            self.round()
+        self.now = until
 
     def _resets(self) -> str:
         end = self.end if self.now < self.end else self._after()
@@ -336,7 +339,7 @@ class Month:
         """The period's last round has been made."""
         found = spend(self.ledger.accounts[objects.NAMESPACE, objects.BUDGET])
         out = self.outcome
-        out.counted, out.estimated = found.counted, found.estimated
+        out.counted, out.estimated, out.bound = found.counted, found.estimated, found.bound
         out.stubs = {name: dataclasses.replace(stub.log) for name, stub in self.stubs.items()}
         out.most_replicas = self.pods.most
         out.replica_hours = self.pods.seconds / 3600

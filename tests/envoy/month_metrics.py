@@ -75,6 +75,9 @@ class Store:
         moment = float(params["time"]) if params else self.now
         if query.startswith("{__name__=~"):
             return self._raw(query, moment)
+        if query.startswith("last_over_time("):
+            last = self._raw(query.removesuffix(")"), moment)
+            return [{"metric": row["metric"], "value": [moment, row["values"][-1][1]]} for row in last]
         if query == queries.gateway_health(queries.DEFAULT_GATEWAY_SELECTOR, self.window_seconds):
             return self._health()
         for name, asked in queries.gateway_queries(queries.DEFAULT_GATEWAY_SELECTOR, self.window_seconds).items():

@@ -48,6 +48,7 @@ class Outcome:
         steepest: most that was spent in one of the last steps before the ceiling.
         downgraded: requests that cheaper tiers answered because the ladder said so.
         lost: what a gateway had counted since its last scrape when it was killed.
+        bound: what the ledger says that it can have been at most.
         kept_out: what refused requests would have cost at the cheapest.
         after: statuses of requests in the first steps of the next period.
         unbalanced: where upstreams and clients do not say the same.
@@ -64,6 +65,7 @@ class Outcome:
     steepest: Decimal = Decimal(0)
     downgraded: int = 0
     lost: Decimal = Decimal(0)
+    bound: Decimal = Decimal(0)
     kept_out: Decimal = Decimal(0)
     after: Counter = field(default_factory=Counter)
     rounds: int = 0
