@@ -89,6 +89,7 @@ class Month:
         self.pods = Pods(objects.ENGINE, objects.TARGET, self.now)
         self.cluster = Cluster(self.api, {OWN: self.pods})
         self.metrics = Store(int(seconds), {OWN: self.pods})
+        self.metrics.doubled = month_plants.doubled(story.plant)
         self.outcome = Outcome(story)
         self.prices = dict(objects.PRICES)
         self.ledger, self.memory = Ledger(), LoopMemory()
@@ -267,7 +268,7 @@ class Month:
 
     def _pods_go_on(self, until: datetime) -> None:
         """Until then, with a round at each change."""
-        for moment in self.cluster.advance(until):
+        for moment in self.pods.advance(until):  # one tier of Pods; a round sees them as they are then
             self.now = moment
             self.round()
         self.now = until
@@ -296,6 +297,7 @@ class Month:
 
     async def _crash(self, clients: Clients) -> None:
         """A gateway dies with what it has counted since its last scrape, and a container takes its place."""
+        await asyncio.sleep(0.1)  # a request is counted a moment after its answer has arrived
         gone = await self.metrics.unseen(self.lab.http, GATEWAYS[1], self.ports[GATEWAYS[1]])
         self.outcome.lost += sum(
             (price.of(gone[tier]) for tier, price in self.prices.items() if tier in gone), Decimal(0)

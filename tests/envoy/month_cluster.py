@@ -209,10 +209,6 @@ class Cluster:
         if shown is not None:
             pods.bound(int(shown["spec"]["minReplicas"]), int(shown["spec"]["maxReplicas"]))
 
-    def advance(self, until: datetime) -> list[datetime]:
-        """Moments at which the operator's watch would have woken it."""
-        return sorted({moment for pods in self.pods.values() for moment in pods.advance(until)})
-
     def workloads(self) -> dict[Key, Workload]:
         found = {}
         for key, pods in self.pods.items():

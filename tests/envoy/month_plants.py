@@ -14,23 +14,6 @@ from tierwise.render.envoy.bundle import GatewayConfig
 RESETS = ("until it resets at ", "until further notice ")
 
 
-def _twice(seen: World) -> World:
-    """Usage that is counted twice."""
-    if seen.signals is None:
-        return seen
-    usage = {
-        key: replace(
-            one,
-            **{
-                name: 2 * getattr(one, name)
-                for name in ("requests", "requests_with_usage", "input_tokens", "cached_input_tokens", "output_tokens")
-            },
-        )
-        for key, one in seen.signals.usage.items()
-    }
-    return replace(seen, signals=replace(seen.signals, usage=usage))
-
-
 def _without_ladder(made: Plan) -> Plan:
     """What is decided reaches no gateway."""
 
@@ -42,8 +25,6 @@ def _without_ladder(made: Plan) -> Plan:
 
 def plan(plant: str, seen: World, settings: Settings) -> Plan:
     """The planner's round, with the defect."""
-    if plant == "counted-twice":
-        seen = _twice(seen)
     made = planner.plan(seen, settings)
     return _without_ladder(made) if plant == "no-ladder" else made
 
@@ -65,6 +46,11 @@ def _mute(config: GatewayConfig) -> GatewayConfig:
         for name, bundle in config.namespaces.items()
     }
     return dataclasses.replace(config, shared=without(config.shared), namespaces=bundles)
+
+
+def doubled(plant: str) -> bool:
+    """Whether Prometheus tells of each gateway twice, as two of them without deduplication do."""
+    return plant == "counted-twice"
 
 
 PLANTS = ("no-ladder", "counted-twice", "mute")
