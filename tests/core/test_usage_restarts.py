@@ -29,6 +29,18 @@ def test_a_restart_within_a_gap_in_scraping_is_told_by_the_uptime():
     assert (readings[TIER].crashes, readings[TIER].lost_seconds) == (1, 600.0)
 
 
+def test_a_series_that_comes_back_long_after_its_gateway_did_counts_from_zero():
+    """Nobody used this class for a while: by then the counter has passed its old value."""
+    _, cursor = read([series((100.0, 50.0))], usage.Cursor(), {"envoy-0": [(100.0, 900.0)]})
+    readings, cursor = read([], cursor, {"envoy-0": [(115.0, 4.0)]})
+    assert (readings[TIER].output_tokens, readings[TIER].crashes) == (0.0, 1)
+    _, cursor = read([], cursor, {"envoy-0": [(130.0, 19.0)]})
+    readings, cursor = read([series((145.0, 80.0))], cursor, {"envoy-0": [(145.0, 34.0)]})
+    assert (readings[TIER].output_tokens, readings[TIER].crashes) == (80.0, 0)
+    readings, _ = read([series((145.0, 80.0), (160.0, 95.0))], cursor, {"envoy-0": [(160.0, 49.0)]})
+    assert readings[TIER].output_tokens == 15.0
+
+
 def test_a_gap_in_scraping_alone_is_no_restart():
     _, cursor = read([series((100.0, 50.0))], usage.Cursor(), {"envoy-0": [(100.0, 900.0)]})
     readings, _ = read([series((700.0, 80.0))], cursor, {"envoy-0": [(700.0, 1496.0)]})

@@ -90,6 +90,7 @@ class Cursor:
             namespaces start at `time`.
         uptimes: gateway -> the newest sample of its uptime, seconds.
         gone: gateways that were told of as ended.
+        restarted: gateway -> the span in which its process last began anew, as its uptime told.
     """
 
     time: float | None = None
@@ -98,6 +99,7 @@ class Cursor:
     since: Mapping[str, float] = field(default_factory=dict)
     uptimes: Mapping[str, Sample] = field(default_factory=dict)
     gone: frozenset[str] = frozenset()
+    restarted: Mapping[str, Span] = field(default_factory=dict)
 
     def start(self, namespace: str) -> float | None:
         """Where counting continues for one namespace, Unix seconds; None: the next read only sets a baseline."""
@@ -213,6 +215,7 @@ def read(
     seen = {name: min(first, cursor.instances.get(name, first)) for name, (first, _, _) in instances.items()}
     last = {identity: sample for identity, sample in cursor.last.items() if sample[0] >= until - FORGET_AFTER_SECONDS}
     again = {name: restarts(samples, cursor.uptimes.get(name)) for name, samples in uptimes.items()}
+    restarted = {**cursor.restarted, **{name: spans[-1] for name, spans in again.items() if spans}}
     totals: dict[TierKey, dict[Origin, dict[str, float]]] = {}
     for one in series:
         if not one.samples:
@@ -220,7 +223,10 @@ def read(
         found = _baseline(one, cursor, seen, instances.get(one.instance, (0.0, 0.0, None))[2])
         if found is not None:
             sums = totals.setdefault((one.namespace, one.tier), {}).setdefault(one.origin, {})
-            grown = increase(one.samples, found, again.get(one.instance, ()))
+            # A series that comes back long after its process did counts from zero all the same.
+            held = cursor.restarted.get(one.instance)
+            spans = (*([held] if held is not None else []), *again.get(one.instance, ()))
+            grown = increase(one.samples, found, spans)
             sums[one.quantity] = sums.get(one.quantity, 0.0) + grown
         last[one.identity] = one.samples[-1]
     gone = _gone(cursor, instances, until)
@@ -245,6 +251,7 @@ def read(
         instances=known,
         since={namespace: since for namespace, since in cursor.since.items() if since > until},
         uptimes={name: sample for name, sample in newest_uptimes.items() if name in known},
+        restarted={name: span for name, span in restarted.items() if name in known},
         gone=((cursor.gone | gone) & known.keys()) - instances.keys(),
     )
 
