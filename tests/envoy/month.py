@@ -134,6 +134,7 @@ class Month:
             autoscalers=self.api.shelf("HorizontalPodAutoscaler"),
             disruption_budgets=self.api.shelf("PodDisruptionBudget"),
             endpoints={OWN: tuple(addresses[: self.pods.ready])},
+            books=self.api.books(),
             signals=signals,
             ledger=self.ledger,
             memory=self.memory,

@@ -17,6 +17,7 @@ from tierwise.api.namespace_budget import NamespaceBudget
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.core.plan import ObjectRef, Plan, StatusApply
 from tierwise.core.world import Child, Key, Workload
+from tierwise.render import ledger
 from tierwise.sim.hpa import Hpa, HpaSpec
 
 KINDS = {
@@ -39,6 +40,7 @@ class ApiServer:
         self.bodies: dict[tuple[str, Key], dict[str, Any]] = {}
         self.parsed: dict[tuple[str, Key], Any] = {}
         self.children: dict[tuple[str, Key], dict[str, Any]] = {}
+        self.kept: dict[str, dict[str, Any]] = {}
         self._owned: dict[tuple[str, Key], dict[str, dict[str, Any]]] = {}
         for one in objects:
             self.put(one)
@@ -81,10 +83,19 @@ class ApiServer:
             self.children.pop((ref.kind, _key(ref)), None)
         for applied in plan.statuses:
             self.status(applied)
+        self.kept |= {str(book["metadata"]["namespace"]): book for book in plan.books}
 
     def shelf(self, kind: str) -> dict[Key, Child]:
         """Children of one kind."""
         return {key: Child(UID, True, body) for (name, key), body in self.children.items() if name == kind}
+
+    def books(self) -> dict[Key, str]:
+        """Accounts that were kept whole."""
+        return {
+            Key(namespace, name): text
+            for namespace, manifest in self.kept.items()
+            for name, text in ledger.entries(manifest).items()
+        }
 
     def _parse(self, where: tuple[str, Key]) -> None:
         self.parsed[where] = KINDS[where[0]].parse(self.bodies[where])
