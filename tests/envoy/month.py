@@ -263,6 +263,8 @@ class Month:
         if not over and until == self.end:
             self._close()
         self._pods_go_on(until)
+        if until == self.end:
+            self.round()  # the next one is half a minute away at most, which is no step of this clock
         await self.publish()
         took = time.monotonic() - began
         self.speed += 0.2 * (self.step.total_seconds() / max(took, PACE_SECONDS) - self.speed)

@@ -144,7 +144,10 @@ def budget(ceiling: Decimal, created: datetime = START, ladder=LADDER, **spec: A
             },
             "spec": {
                 "ceiling": str(ceiling.quantize(Decimal("0.01"))),
-                "ladder": [{"atPercent": int(at), "action": action} for at, action in ladder],
+                "ladder": [
+                    {"atPercent": int(at), "action": action, **({"belowFloor": True} if action == "Downgrade" else {})}
+                    for at, action in ladder
+                ],
                 **spec,
             },
         }

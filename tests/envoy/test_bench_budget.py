@@ -33,8 +33,9 @@ async def test_a_days_ceiling_holds_through_real_gateways(tmp_path):
     # A killed gateway takes more of a day with it than of a month.
     alone = dataclasses.replace(outcome, counted=outcome.counted + outcome.lost)
     assert bench_budget.Verdict(Decimal(35), alone).broken() == []
-    assert outcome.seen.refused["budget_exceeded"] > 0
+    assert outcome.seen.refused.total() > 100
     assert outcome.downgraded > 0
+    assert {action for _, action in outcome.rungs} >= {"Downgrade", "Throttle"}
 
 
 def made(**fields) -> list[str]:
