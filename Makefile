@@ -91,3 +91,7 @@ bench-economics: setup  ## The loop on published traces beside baselines and the
 .PHONY: bench-budget
 bench-budget: setup  ## A month under ceilings on an injected clock: print what held, by how much, and what the ledger says
 	$(BIN)/python tests/envoy/bench_budget.py
+
+.PHONY: bench-simulate
+bench-simulate: setup  ## A day of a million requests under the real planner: print how long the simulation takes
+	$(BIN)/python tests/simulate/bench_simulate.py

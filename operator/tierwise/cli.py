@@ -22,6 +22,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
     "plan": ("tierwise.preview.cli", "plan", "Show what a change would do and cost, before it is applied."),
     "run": ("tierwise.runtime.cli", "run", "Run the operator."),
+    "simulate": (
+        "tierwise.economics.simulate_cli",
+        "simulate",
+        "Replay a trace under the operator's own planner: cost, attainment, quality.",
+    ),
 }
 
 

@@ -6,12 +6,14 @@ differ only by what was decided. Latencies are those of `tierload`. A tier witho
 class's order, as the gateway's fallback does; where no tier is left the request fails.
 """
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tierwise.simulate.batches import TierBatches
 from tierwise.simulate.fluid import Demand, Flow, FluidClass, FluidTier, Replicas, Slot, TierSlot
 from tierwise.simulate.requests import Requests
 from tierwise.simulate.tierload import SLOT_SECONDS, Arrivals, Floats, Ints, Served, StepView, TierLoad
@@ -33,6 +35,7 @@ class Events:
         failed: class -> requests that no tier took.
         short: class -> requests served by another tier than the drawn one.
         flows: by round, what became of its requests.
+        exact: iteration by iteration (`batches`) instead of in closed form (`tierload`).
     """
 
     tiers: Sequence[FluidTier]
@@ -45,20 +48,25 @@ class Events:
     down: set[str] = field(default_factory=set)
     failed: dict[str, int] = field(default_factory=dict)
     short: dict[str, int] = field(default_factory=dict)
-    _loads: dict[str, TierLoad] = field(default_factory=dict)
+    _loads: dict[str, TierLoad | TierBatches] = field(default_factory=dict)
     _draws: dict[str, Floats] = field(default_factory=dict)
     _places: dict[str, int] = field(default_factory=dict)
     flows: list[dict[tuple[str, str], Flow]] = field(default_factory=list)
+    exact: bool = False
     _starts: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for tier in self.tiers:
             if tier.params is not None:
                 self.state.setdefault(tier.name, Replicas())
-                self._loads[tier.name] = TierLoad(tier.params)
+                if self.exact:
+                    source = random.Random(f"{self.seed}:{tier.name}")  # noqa: S311 - simulation
+                    self._loads[tier.name] = TierBatches(tier.params, self.now, source)
+                else:
+                    self._loads[tier.name] = TierLoad(tier.params, self.now)
         for place, each in enumerate(self.classes):
-            source = np.random.default_rng([self.seed, place])
-            self._draws[each.name] = source.random(self.requests[each.name].count)
+            draws = np.random.default_rng([self.seed, place])
+            self._draws[each.name] = draws.random(self.requests[each.name].count)
             self._places[each.name] = 0
 
     def scale(self, wanted: Mapping[str, int]) -> None:

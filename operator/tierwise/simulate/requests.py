@@ -50,6 +50,41 @@ class Requests:
         """Some of them."""
         return Requests(self.t[mask], self.prompt[mask], self.output[mask])
 
+    def later(self, seconds: float) -> "Requests":
+        """The same, so many seconds later."""
+        return Requests(self.t + seconds, self.prompt, self.output)
+
+    def slotted(self, seconds: float, slots: int) -> SlotTrace:
+        """Sums by slots of whole tens of seconds."""
+        place = (self.t // seconds).astype(np.int64)
+        inside = place < slots
+        tens = max(1, round(seconds / BURST_SECONDS))
+        ten = (self.t[inside] // (seconds / tens)).astype(np.int64)
+        peaks = np.bincount(ten, minlength=slots * tens)[: slots * tens].reshape(slots, tens).max(axis=1)
+        counts, prompts, outputs = (
+            np.bincount(place[inside], weights, minlength=slots).astype(np.float64)
+            for weights in (None, self.prompt[inside], self.output[inside])
+        )
+        return SlotTrace(seconds, counts, prompts, outputs, peaks.astype(np.float64))
+
+
+def repeated(requests: Requests, factor: float, seed: int) -> Requests:
+    """So many times the requests, each as long as before; copies lie within the ten seconds of their original."""
+    if factor == 1.0:
+        return requests
+    source = np.random.default_rng([seed, 0x5CA])
+    times = np.floor(factor + source.random(requests.count)).astype(np.int64)
+    if int(times.sum()) > MAX_REQUESTS:
+        raise RequestTraceError(
+            f"{times.sum()} requests are more than the {MAX_REQUESTS} that fit; use a smaller --scale"
+        )
+    which = np.repeat(np.arange(requests.count), times)
+    first = np.concatenate(([True], np.diff(which) > 0)) if which.size else np.zeros(0, dtype=np.bool_)
+    ten = np.floor(requests.t[which] / BURST_SECONDS) * BURST_SECONDS
+    t = np.where(first, requests.t[which], ten + BURST_SECONDS * source.random(which.size))
+    order = np.argsort(t, kind="stable")
+    return Requests(t[order], requests.prompt[which][order], requests.output[which][order])
+
 
 def read(path: Path, *, classes: bool = False) -> dict[str, Requests]:
     """Read a file per request: `t_s,prompt_tokens,output_tokens[,class]`, plain or `.gz`, sorted by time.
@@ -95,6 +130,11 @@ def read(path: Path, *, classes: bool = False) -> dict[str, Requests]:
 def per_minute(path: Path) -> bool:
     """Whether a file has a line per minute rather than one per request."""
     return _text(path, limit=4096).partition("\n")[0].split(",")[0].strip() == "minute"
+
+
+def has_column(path: Path, name: str) -> bool:
+    """Whether a file's first line names a column."""
+    return name in [each.strip() for each in _text(path, limit=4096).partition("\n")[0].split(",")]
 
 
 def _text(path: Path, limit: int = -1) -> str:
@@ -201,21 +241,22 @@ class RequestFeed:
     """Requests as a `run.Feed`: what gateways would count of each round.
 
     Attributes:
-        requests: class -> requests. seconds: length of a round.
+        requests: class -> requests. seconds: length of a round. start: moment of the first round.
     """
 
     requests: Mapping[str, Requests]
     seconds: float
+    start: float = 0.0
 
     @property
     def slots(self) -> int:
         """Rounds until the last request."""
         last = max((float(mine.t[-1]) for mine in self.requests.values() if mine.count), default=0.0)
-        return max(1, math.ceil((last + 1e-6) / self.seconds))
+        return max(1, math.ceil((last + 1e-6 - self.start) / self.seconds))
 
     def demand(self, slot: int) -> dict[str, Demand]:
         """Every class's demand in a round."""
-        return {name: self._of(mine, slot * self.seconds) for name, mine in self.requests.items()}
+        return {name: self._of(mine, self.start + slot * self.seconds) for name, mine in self.requests.items()}
 
     def _of(self, mine: Requests, start: float) -> Demand:
         first, last = np.searchsorted(mine.t, (start, start + self.seconds)).tolist()

@@ -1,12 +1,8 @@
 """What is simulated: the users' objects as the planner sees them, and tiers and classes as they truly are."""
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from tierwise.api.model_tier import ModelTier
 from tierwise.api.namespace_budget import NamespaceBudget
@@ -57,16 +53,27 @@ class Setting:
     references: Mapping[str, str]
     currency: str
 
+    def allowed(self, name: str) -> tuple[str, ...]:
+        """Tiers of a class whose clearance suffices for its requests."""
+        policy, spec = self.classes[name]
+        needed = policy.spec.class_sensitivity(spec)
+        return tuple(
+            ref.name
+            for ref in spec.tiers
+            if self.tiers_of[Key(self.namespace, ref.name)].spec.effective_clearance >= needed
+        )
+
     def quality(self, name: str) -> dict[str, float]:
-        """Tier -> declared score in the task of a class."""
+        """Tier -> declared score in the task of a class, of those that it may use and of its reference."""
         task = self.classes[name][1].task
-        scores = {key.name: tier.spec.score(task) for key, tier in self.tiers_of.items()}
+        names = {*self.allowed(name), *([self.references[name]] if name in self.references else [])}
+        scores = {key.name: tier.spec.score(task) for key, tier in self.tiers_of.items() if key.name in names}
         return {tier: float(score) for tier, score in scores.items() if score is not None}
 
     def order(self, name: str) -> tuple[str, ...]:
         """Tiers of a class in the order of fallback."""
-        spec = self.classes[name][1]
-        return tuple(spec.fallback.order or (ref.name for ref in spec.tiers))
+        spec, allowed = self.classes[name][1], self.allowed(name)
+        return tuple(tier for tier in spec.fallback.order or [ref.name for ref in spec.tiers] if tier in allowed)
 
     def fluid_class(self, name: str, p95_prompt: float, output_factor: Mapping[str, float]) -> FluidClass:
         """A class as it truly is."""
@@ -76,45 +83,15 @@ class Setting:
             if wanted is None
             else tuple(each.seconds if each is not None else None for each in _limits(wanted))
         )
-        return FluidClass(name, Objective(*limits), p95_prompt, self.quality(name), output_factor)
+        known = self.quality(name)
+        if name not in self.floors:
+            # Without a floor nobody needs the scores: every tier will do.
+            known = dict.fromkeys(self.allowed(name), 1.0)
+        return FluidClass(name, Objective(*limits), p95_prompt, known, output_factor)
 
 
 def _limits(wanted: Any) -> tuple[Any, Any, Any]:  # noqa: ANN401 - durations or None
     return wanted.ttft_p95, wanted.inter_token_p95, wanted.latency_p95
-
-
-def documents(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """Manifests of files, folders, and `-` (standard input).
-
-    Raises:
-        SettingError: a file can not be read or is no manifest.
-    """
-    found: list[dict[str, Any]] = []
-    for path in paths:
-        for name, text in _texts(path):
-            try:
-                loaded = [each for each in yaml.safe_load_all(text) if each]
-            except yaml.YAMLError as error:
-                raise SettingError(f"{name}: is no YAML or JSON ({error}); correct it") from error
-            for document in loaded:
-                items = document.get("items", [document]) if isinstance(document, dict) else [document]
-                for item in items:
-                    if not isinstance(item, dict) or not {"apiVersion", "kind"} <= item.keys():
-                        raise SettingError(f"{name}: holds no manifest: add apiVersion and kind")
-                    found.append(item)
-    return found
-
-
-def _texts(path: Path) -> list[tuple[str, str]]:
-    if str(path) == "-":
-        return [("standard input", sys.stdin.read())]
-    files = [path]
-    if path.is_dir():
-        files = sorted(each for each in path.rglob("*") if each.suffix in {".yaml", ".yml", ".json"})
-    try:
-        return [(str(file), file.read_text(encoding="utf-8")) for file in files]
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingError(f"{path}: can not be read ({error}); name a file or folder of manifests") from error
 
 
 def make(found: Iterable[Mapping[str, Any]], profile: ProfileFile | None, namespace: str | None = None) -> Setting:
@@ -177,37 +154,35 @@ def _setting(namespace: str, mine: Mapping[str, Mapping[Key, Any]], profile: Pro
     currencies = sorted({money for tier in kept.values() if (money := _currency(tier))})
     if len(currencies) > 1:
         raise SettingError(f"prices are in {' and '.join(currencies)}: state all in one currency")
-    setting = Setting(
-        namespace, kept, policies, dict(mine["NamespaceBudget"]), truth, sources, classes, {}, {}, currencies[0]
+    references = {
+        name: policy.spec.reference_tier
+        for name, (policy, _) in classes.items()
+        if policy.spec.reference_tier is not None
+    }
+    floors: dict[str, float] = {}
+    made = Setting(
+        namespace, kept, policies, dict(mine["NamespaceBudget"]), truth, sources, classes, floors, references,
+        currencies[0] if currencies else "USD",
+    )  # fmt: skip
+    for name in classes:
+        asked = _floor(made, name)
+        if asked is not None:
+            floors[name] = asked
+    return made
+
+
+def _floor(setting: Setting, name: str) -> float | None:
+    policy, spec = setting.classes[name]
+    if spec.quality is None:
+        return None
+    scores = {tier: quality.Score(score) for tier, score in setting.quality(name).items()}
+    asked = quality.floor(
+        min_score=_number(spec.quality.min_score),
+        max_loss_percent=_number(spec.quality.max_loss_percent),
+        reference=policy.spec.reference_tier,
+        scores=scores,
     )
-    floors, references = {}, {}
-    for name, (policy, spec) in classes.items():
-        scores = {tier: quality.Score(score) for tier, score in setting.quality(name).items()}
-        if policy.spec.reference_tier is not None:
-            references[name] = policy.spec.reference_tier
-        floor = spec.quality
-        asked = None
-        if floor is not None:
-            asked = quality.floor(
-                min_score=_number(floor.min_score),
-                max_loss_percent=_number(floor.max_loss_percent),
-                reference=policy.spec.reference_tier,
-                scores=scores,
-            )
-        if asked is not None and asked.value is not None:
-            floors[name] = asked.value
-    return Setting(
-        namespace,
-        kept,
-        policies,
-        dict(mine["NamespaceBudget"]),
-        truth,
-        sources,
-        classes,
-        floors,
-        references,
-        currencies[0],
-    )
+    return None if asked is None else asked.value
 
 
 def _number(value: object) -> float | None:

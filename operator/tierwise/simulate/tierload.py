@@ -120,7 +120,7 @@ class TierLoad:
     _work: Floats = field(default_factory=lambda: np.zeros((2, 0)))
     _count: Floats = field(default_factory=lambda: np.zeros((2, 0)))
     # Tokens that a stream has had by each slot's edge since the start; requests under way wait for theirs.
-    _edges: list[float] = field(default_factory=lambda: [0.0])
+    _edges: list[float] = field(default_factory=list)
     _tokens: list[float] = field(default_factory=lambda: [0.0])
     _open: list[Floats] = field(default_factory=list)
     _recent: Floats = field(default_factory=lambda: np.zeros(0))
@@ -128,6 +128,7 @@ class TierLoad:
 
     def __post_init__(self) -> None:
         self.gap = self.params.a_ms / 1e3
+        self._edges = [self.now]
 
     def step(self, arrivals: Arrivals, replicas: Floats) -> tuple[Served, StepView]:
         """Advance by one slot of `SLOT_SECONDS` per entry of `replicas` (ready ones in that slot).

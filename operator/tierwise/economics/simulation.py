@@ -1,0 +1,307 @@
+"""One simulation for a user's own manifests and traces: made ready, run, and everything kept that happened."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+
+from tierwise.core.signals import ClassKey, Signals
+from tierwise.economics.scenarios import Scenario
+from tierwise.errors import TierwiseError
+from tierwise.simulate import requests, traces
+from tierwise.simulate.driver import PlannerLoop, Wanted
+from tierwise.simulate.events import Events
+from tierwise.simulate.fluid import Demand, Fluid, Replicas, Slot, TierSlot
+from tierwise.simulate.page import Decision
+from tierwise.simulate.requests import RequestFeed, Requests
+from tierwise.simulate.run import Feed, Runner
+from tierwise.simulate.setting import Setting
+from tierwise.simulate.signals import Observer
+from tierwise.simulate.traces import SlotTrace
+
+MINUTE = 60.0
+WARM_ROUNDS, WARM_SECONDS, CYCLE_SECONDS = 120, 3600.0, 120.0
+"""Before a run counts, its first two minutes come again and again: so many rounds, at most an hour."""
+LONG_PROMPT = 2.5
+"""95th percentile of prompts over their mean, where a file per minute says nothing of single ones."""
+
+
+class Speed(StrEnum):
+    """How closely requests are followed."""
+
+    AUTO = "auto"
+    EXACT = "exact"
+    FAST = "fast"
+    FLUID = "fluid"
+
+
+class SimulationError(TierwiseError):
+    """Traces that do not fit the manifests, or nothing to simulate: with what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A class's trace as its file has it: single requests, or sums per minute."""
+
+    path: Path
+    single: Requests | None
+    sums: SlotTrace | None
+
+    @property
+    def seconds(self) -> float:
+        """How long it lasts."""
+        if self.single is not None:
+            return math.floor(float(self.single.t[-1])) + 1.0 if self.single.count else 0.0
+        return self.sums.slots * self.sums.slot_seconds if self.sums is not None else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user chose.
+
+    Attributes:
+        speed: how closely requests are followed.
+        scale: class -> factor on its requests. seed: of all draws.
+        hours: first and last hour of the traces; None: all.
+        output_factor: (class, tier) -> factor on the lengths of answers.
+        long_prompt: class -> 95th percentile of its prompts, tokens.
+        round_seconds: between two planning rounds; None: the policies' shortest interval.
+        warm_up: whether a system that already runs is simulated, or one that starts from nothing.
+    """
+
+    speed: Speed = Speed.AUTO
+    scale: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 0
+    hours: tuple[float, float] | None = None
+    output_factor: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    long_prompt: Mapping[str, float] = field(default_factory=dict)
+    round_seconds: float | None = None
+    warm_up: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One planning round and the slot after it."""
+
+    seconds: float
+    slot: Slot
+    wanted: Wanted
+    demand: Mapping[str, Demand]
+
+
+@dataclass(slots=True)
+class Run:
+    """Everything that happened. `rounds` have times from the trace's start; `failed`: class -> requests nobody took."""
+
+    setting: Setting
+    scenario: Scenario
+    given: Mapping[str, Given]
+    speed: Speed
+    options: Options
+    round_seconds: float
+    rounds: list[Round] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
+    failed: dict[str, int] = field(default_factory=dict)
+    short: dict[str, int] = field(default_factory=dict)
+    warm_seconds: float = 0.0
+
+    @property
+    def hours(self) -> float:
+        """Length of the run."""
+        return len(self.rounds) * self.round_seconds / 3600
+
+
+@dataclass(slots=True)
+class Watched:
+    """The planner, with its moves written down."""
+
+    loop: PlannerLoop
+    start: float = 0.0
+    moves: list[Decision] = field(default_factory=list)
+
+    def wanted(self) -> Wanted:
+        """What is in force now."""
+        return self.loop.wanted()
+
+    def decide(
+        self, seconds: float, signals: Signals | None, state: Mapping[str, Replicas], seen: Mapping[str, TierSlot]
+    ) -> Wanted:
+        """One round of the planner."""
+        wanted = self.loop.decide(seconds, signals, state, seen)
+        made = self.loop.decision
+        if made is not None and seconds >= self.start:
+            at = seconds - self.start
+            for key, outcome in made.classes.items():
+                if outcome.moved:
+                    name = self.loop.names.get(key, key[2])
+                    self.moves.append(Decision(at, f"weights of {name}", outcome.message))
+            self.moves += [
+                Decision(at, f"replicas of {name}", outcome.message)
+                for name, outcome in made.tiers.items()
+                if outcome.moved
+            ]
+        return wanted
+
+
+def read(path: Path, *, classes: bool) -> dict[str, Given]:
+    """A trace file of either form; with `classes`, taken apart by its column `class`.
+
+    Raises:
+        RequestTraceError, SlotTraceError: it is no trace.
+    """
+    if requests.per_minute(path):
+        return {"": Given(path, None, traces.read(path, MINUTE))}
+    return {name: Given(path, mine, None) for name, mine in requests.read(path, classes=classes).items()}
+
+
+def has_classes(path: Path) -> bool:
+    """Whether a file names the class of each request."""
+    return requests.has_column(path, "class")
+
+
+def prepare(setting: Setting, given: Mapping[str, Given], options: Options) -> Run:
+    """Everything that a run needs.
+
+    Raises:
+        SimulationError: a class without a trace, or nothing left of the hours.
+    """
+    missing = [name for name in setting.classes if name not in given]
+    if missing:
+        raise SimulationError(f"class {missing[0]} has no trace: add --trace {missing[0]}=FILE")
+    by_minute = [name for name, each in given.items() if each.sums is not None]
+    speed = options.speed
+    if speed is Speed.AUTO:
+        speed = Speed.FLUID if by_minute else Speed.FAST
+    seconds = options.round_seconds or min(p.spec.rebalance.interval.seconds for p in setting.policies.values())
+    seconds = MINUTE if speed is Speed.FLUID else max(1.0, float(round(seconds)))
+    first, last = options.hours or (0.0, math.inf)
+    longest = min(each.seconds for each in given.values())
+    begin, end = first * 3600, min(last * 3600, longest)
+    if end - begin < seconds:
+        raise SimulationError(
+            f"nothing is left to simulate: the shortest trace lasts {longest / 3600:.2f} hours, and --hours begins at "
+            f"{first:g}; a run needs at least one round of {seconds:g} s"
+        )
+    slots = math.floor((end - begin) / MINUTE) or 1
+    cut = {name: _cut(name, each, options, begin, end) for name, each in given.items()}
+    slotted = {name: _slots(each, slots) for name, each in cut.items()}
+    classes = tuple(
+        setting.fluid_class(
+            name,
+            options.long_prompt.get(name) or _long_prompt(cut[name]),
+            {tier: factor for (mine, tier), factor in options.output_factor.items() if mine == name},
+        )
+        for name in setting.classes
+    )
+    large = next(iter(setting.references.values()), setting.tiers[0].name)
+    floors = {name: setting.floors.get(name, 0.0) for name in setting.classes}
+    scenario = Scenario(setting.namespace, large, floors, setting.tiers, classes, slotted, {})
+    return Run(setting, scenario, cut, speed, options, seconds)
+
+
+def _cut(name: str, each: Given, options: Options, begin: float, end: float) -> Given:
+    """The hours and the scale that were asked for."""
+    factor = options.scale.get(name, 1.0)
+    if each.sums is not None:
+        width = each.sums.slot_seconds
+        part = each.sums.part(math.floor(begin / width), math.floor(end / width)).scaled(factor)
+        return Given(each.path, None, part)
+    if each.single is None:
+        raise SimulationError(f"{each.path}: holds no trace")
+    edges = np.searchsorted(each.single.t, (begin, end)).tolist()
+    part_of = each.single.part(*edges).later(-begin)
+    return Given(each.path, requests.repeated(part_of, factor, options.seed), None)
+
+
+def _slots(each: Given, slots: int) -> SlotTrace:
+    if each.sums is not None:
+        return each.sums.part(0, slots)
+    if each.single is None:
+        raise SimulationError(f"{each.path}: holds no trace")
+    return each.single.slotted(MINUTE, slots)
+
+
+def _long_prompt(each: Given) -> float:
+    if each.single is not None:
+        return float(np.quantile(each.single.prompt, 0.95)) if each.single.count else 1.0
+    if each.sums is None or not each.sums.requests.sum():
+        return 1.0
+    return LONG_PROMPT * float(each.sums.prompt_tokens.sum() / each.sums.requests.sum())
+
+
+def planner(setting: Setting) -> PlannerLoop:
+    """The real planner on the users' objects."""
+    first, *more = setting.policies.values()
+    return PlannerLoop(
+        setting.namespace,
+        dict(setting.tiers_of),
+        first,
+        others={policy.metadata.name: policy for policy in more},
+        names=keys(setting),
+    )
+
+
+def keys(setting: Setting) -> dict[ClassKey, str]:
+    """(namespace, policy, class) -> class of the engine."""
+    return {
+        (setting.namespace, policy.metadata.name, spec.name): name for name, (policy, spec) in setting.classes.items()
+    }
+
+
+def perform(run: Run) -> Run:
+    """Simulate; the run is filled in."""
+    setting, scenario, seconds = run.setting, run.scenario, run.round_seconds
+    watched = Watched(planner(setting), start=math.inf)
+    named = {name: key for key, name in keys(setting).items()}
+    first = next(iter(setting.policies.values())).metadata.name
+    observer = Observer(setting.namespace, first, keys=named)
+    fluid = Fluid(scenario.tiers, scenario.classes)
+    for name, count in watched.wanted().replicas.items():
+        fluid.state[name].ready = count
+    runner = Runner(fluid, watched, observer, seconds)
+    slots = max(1, math.floor(scenario.slots * MINUTE / seconds))
+    feed: Feed = scenario
+    if run.speed is not Speed.FLUID:
+        singles = {name: _single(run, name) for name in scenario.traces}
+        feed = RequestFeed(singles, seconds)
+    if run.options.warm_up:
+        rounds = min(WARM_ROUNDS, round(WARM_SECONDS / seconds))
+        cycle = max(1, min(slots, round(CYCLE_SECONDS / seconds)))
+        for at in range(rounds):
+            runner.step(feed.demand(at % cycle))
+    start = watched.start = run.warm_seconds = fluid.now
+    if run.speed is not Speed.FLUID:
+        later = {name: mine.later(start) for name, mine in singles.items()}
+        engine = Events(
+            scenario.tiers,
+            scenario.classes,
+            later,
+            {name: setting.order(name) for name in setting.classes},
+            run.options.seed,
+            now=start,
+            state=fluid.state,
+            exact=run.speed is Speed.EXACT,
+        )
+        runner.fluid, feed = engine, RequestFeed(later, seconds, start)
+    for at in range(slots):
+        demand = feed.demand(at)
+        if run.rounds:  # latencies of a round are for the next one's signals only
+            for tier in run.rounds[-1].slot.tiers.values():
+                tier.itl, tier.ttft = [], []
+        slot, wanted = runner.step(demand)
+        run.rounds.append(Round(at * seconds, slot, wanted, demand))
+    if isinstance(runner.fluid, Events):
+        runner.fluid.finish()
+        run.failed, run.short = runner.fluid.failed, runner.fluid.short
+    run.decisions = watched.moves
+    return run
+
+
+def _single(run: Run, name: str) -> Requests:
+    each = run.given[name]
+    if each.single is not None:
+        return each.single
+    return requests.drawn(run.scenario.traces[name], run.options.seed)
