@@ -13,6 +13,7 @@ from tierwise.errors import TierwiseError
 # engine simulator starts in a fraction of a second.
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "cluster": ("tierwise.devcluster.cli", "cluster", "A real control plane with a process node, on this machine."),
+    "costs": ("tierwise.costs.cli", "costs", "Show what namespaces have spent, and who caused it."),
     "demo": ("tierwise.demo.cli", "demo", "Bring everything up, send load, show what it costs."),
     "engine": ("tierwise.engine.cli", "engine", "An OpenAI-compatible engine simulator with vLLM's metrics."),
     "envoy-config": (

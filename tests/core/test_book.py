@@ -101,7 +101,7 @@ STEP = st.fixed_dictionaries(
 @given(st.lists(STEP, min_size=1, max_size=25), st.sets(st.integers(0, 24), max_size=5))
 @settings(max_examples=60, deadline=None)
 def test_lines_add_up_and_a_restart_at_any_point_changes_nothing(steps, restarts):
-    held = whole = Account(START, END, START)
+    held = whole = Account(START, END, START, currency="EUR")
     moment, read_until = 0, 0
     truth = {"input": Decimal(0), "output": Decimal(0), "seconds": Decimal(0)}
     replicas = None
@@ -155,7 +155,7 @@ def test_shares_of_a_slot_add_up_to_it_exactly(work, cost, room):
 
 
 def test_replicas_are_shared_by_work_and_what_nobody_used_is_idle():
-    held = Account(START, END, START)
+    held = Account(START, END, START, currency="EUR")
     parts = {ORIGINS[0]: counts(1, 1000, 0, 700), ORIGINS[2]: counts(1, 0, 0, 1000)}  # 1000 units each
     for second in range(30, 330, 30):
         read = {"own": reading(0, 300, parts)} if second == 300 else {}
@@ -169,7 +169,7 @@ def test_replicas_are_shared_by_work_and_what_nobody_used_is_idle():
 
 
 def test_a_slot_waits_for_its_tokens_and_then_no_longer():
-    held = Account(START, END, START)
+    held = Account(START, END, START, currency="EUR")
     for second in range(60, 3660, 60):
         held = ledger.accrue(held, uses(), at(second), max_gap_seconds=90)
     assert book.lines_of(held.book) == {}, "nobody has counted: it is not idle yet"
@@ -184,7 +184,7 @@ def test_a_slot_waits_for_its_tokens_and_then_no_longer():
 
 
 def test_a_price_change_costs_the_higher_only_for_what_lies_between():
-    held = ledger.accrue(Account(START, END, START), uses(prices=CHEAP), at(10), max_gap_seconds=90)
+    held = ledger.accrue(Account(START, END, START, currency="EUR"), uses(prices=CHEAP), at(10), max_gap_seconds=90)
     held = ledger.accrue(held, uses(prices=DEAR), at(20), max_gap_seconds=90)
     part = {ORIGINS[0]: counts(1, 0, 0, 1_000_000)}
     pieces = [reading(0, 9, part), reading(9, 18, part), reading(18, 27, part), reading(27, 36, part)]
@@ -204,7 +204,7 @@ def test_a_price_change_costs_the_higher_only_for_what_lies_between():
 
 
 def test_a_price_that_changed_while_no_operator_ran_is_the_higher_for_all_of_that_time():
-    held = ledger.accrue(Account(START, END, START), uses(prices=DEAR), at(10), max_gap_seconds=90)
+    held = ledger.accrue(Account(START, END, START, currency="EUR"), uses(prices=DEAR), at(10), max_gap_seconds=90)
     held = round_trip(held)
     read = reading(10, 200, {ORIGINS[0]: counts(1, 0, 0, 1_000_000)})
     held = ledger.accrue(held, uses({"api": read}, prices=CHEAP), at(205), max_gap_seconds=90)
@@ -212,14 +212,18 @@ def test_a_price_that_changed_while_no_operator_ran_is_the_higher_for_all_of_tha
 
 
 def test_the_replicas_price_between_two_rounds_is_the_higher():
-    held = ledger.accrue(Account(START, END, START), uses(price="36", replicas=1), at(10), max_gap_seconds=90)
+    held = ledger.accrue(
+        Account(START, END, START, currency="EUR"), uses(price="36", replicas=1), at(10), max_gap_seconds=90
+    )
     held = ledger.accrue(held, uses(price="3.6", replicas=1), at(20), max_gap_seconds=90)
     held = ledger.accrue(held, uses(price="3.6", replicas=1), at(30), max_gap_seconds=90)
     assert ledger.spend(held).counted == Decimal("0.1") + Decimal("0.1") + Decimal("0.01")
 
 
 def test_what_history_does_not_reach_is_charged_its_bound_for_good():
-    held = ledger.accrue(Account(START, END, START), uses({"api": reading(0, 10, {})}), at(10), max_gap_seconds=90)
+    held = ledger.accrue(
+        Account(START, END, START, currency="EUR"), uses({"api": reading(0, 10, {})}), at(10), max_gap_seconds=90
+    )
     part = {ORIGINS[0]: counts(1, 0, 0, 1_000_000)}
     held = ledger.accrue(held, uses({"api": reading(3610, 3700, part)}), at(3701), max_gap_seconds=90)
     assert held.entries["api"].estimated_cost == 40
@@ -230,7 +234,7 @@ def test_what_history_does_not_reach_is_charged_its_bound_for_good():
 def test_gateways_that_end_leave_a_bound_that_is_no_spend():
     part = {ORIGINS[0]: counts(1, 0, 0, 1_000_000)}
     held = ledger.accrue(
-        Account(START, END, START),
+        Account(START, END, START, currency="EUR"),
         uses({"api": reading(0, 10, part), "own": reading(0, 10, {})}),
         at(10),
         max_gap_seconds=90,
@@ -245,7 +249,7 @@ def test_gateways_that_end_leave_a_bound_that_is_no_spend():
 
 
 def test_the_period_turns_and_its_last_tokens_are_of_the_old_one():
-    held = Account(START, END, END - timedelta(seconds=30))
+    held = Account(START, END, END - timedelta(seconds=30), currency="EUR")
     part = {ORIGINS[0]: counts(1, 0, 0, 1_000_000)}
     day = 86_400
     held = ledger.accrue(held, uses({"api": reading(day - 40, day - 25, part)}), END, max_gap_seconds=90)

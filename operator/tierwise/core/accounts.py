@@ -1,8 +1,10 @@
 """A budget's account in a planning round: from memory or the checkpoint in the status, and what was used since."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 
 from tierwise.api.meta import Provenance
 from tierwise.api.namespace_budget import NamespaceBudget
@@ -79,6 +81,20 @@ def _whole(world: World, budget: NamespaceBudget) -> Account | None:
     except kept_accounts.UnreadableAccount:
         return None  # the status has the sums
     return found.account if found.uid == budget.metadata.uid and found.currency == budget.spec.currency else None
+
+
+def from_status(body: Mapping[str, Any]) -> tuple[NamespaceBudget, Account] | None:
+    """A budget and its account by the checkpoint in its status alone; None where it has none.
+
+    Raises:
+        InvalidObject: it is no valid NamespaceBudget.
+    """
+    budget = NamespaceBudget.parse(body)
+    kept, bounds = budget.status.checkpoint, budget.status.period
+    if kept is None or bounds is None:
+        return None
+    held = _from_checkpoint(budget, kept, bounds)
+    return budget, replace(held, book=book.filled(book.Book(), totals(held), held.updated))
 
 
 def kept(budget: NamespaceBudget, held: Account) -> Kept:

@@ -301,5 +301,6 @@ def _kept(found: Mapping[str, Any]) -> Kept:
                 keys=frozenset((str(tier), origins[number]) for tier, number in found["keys"]),
             ),
             earlier_until=_moment(found["earlierUntil"]),
+            currency=currency,
         ),
     )

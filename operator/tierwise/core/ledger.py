@@ -334,7 +334,7 @@ def _tokens(
         sampled_cost=found.sampled[1],
         unpriced_requests=entry.unpriced_requests + found.unpriced,
     )
-    if not use.external or prices is None or not (piece.requests or attempts):
+    if not use.external or prices is None or not found.lines:
         return entry, ZERO
     span = seconds_of(piece.until - piece.since)
     rate = (found.measured + found.estimated) / span if span > 0 else ZERO

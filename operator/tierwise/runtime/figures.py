@@ -6,6 +6,7 @@ from prometheus_client import Gauge as PrometheusGauge
 
 from tierwise.core.plan import Plan
 from tierwise.core.world import World
+from tierwise.runtime.showback import Showback
 from tierwise.runtime.telemetry import Metrics
 
 
@@ -15,6 +16,8 @@ class Figures:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._free: dict[tuple[str, tuple[str, ...]], PrometheusGauge] = {}
+        self._showback = Showback()
+        metrics.registry.register(self._showback)
 
     def show(self, world: World, plan: Plan) -> None:
         """Replace all figures by those of this round."""
@@ -24,6 +27,7 @@ class Figures:
         self._weights(world)
         self._tiers(world)
         self._budgets(world)
+        self._showback.show(plan.ledger.accounts)
         for figure in plan.gauges:
             names = tuple(name for name, _ in figure.labels)
             found = self._free.get((figure.name, names))
@@ -57,7 +61,7 @@ class Figures:
         for key, budget in world.budgets.items():
             amounts = {"ceiling": budget.spec.ceiling} | {
                 name: getattr(budget.status, name)
-                for name in ("spent", "measured", "estimated", "forecast", "remaining")
+                for name in ("spent", "measured", "estimated", "bound", "forecast", "remaining")
             }
             for amount, value in amounts.items():
                 _set(self._metrics.budget, (key.namespace, key.name, budget.spec.currency, amount), value)
