@@ -38,7 +38,7 @@ def test_what_can_not_be_run_is_said(directory):
     assert "no scenario nowhere" in run(directory, "--only", "nowhere").output
     assert "no run sometimes" in run(directory, "--runs", "sometimes").output
     assert run(directory, "--hours", "soon").exit_code != 0
-    assert wanted("", faults=False, misfit=False) == ["bound", "baselines", "planner", "day", "step"]
+    assert wanted("", faults=False, misfit=False, ceilings=False) == ["bound", "baselines", "planner", "day", "step"]
 
 
 @pytest.mark.parametrize(("ours", "holds"), [(100.0, True), (101.9, True), (102.1, False), (97.0, False)])

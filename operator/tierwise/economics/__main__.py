@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from tierwise.economics import bench, scenarios, suite, table, variants
-from tierwise.economics.suite import PLAIN, VARIANTS, Source, Task
+from tierwise.economics.suite import CAPPED, PLAIN, VARIANTS, Source, Task
 from tierwise.errors import TierwiseError
 
 REPOSITORY = Path(__file__).parents[3]
@@ -29,11 +29,12 @@ def shared_data() -> Path:
 @click.option(
     "--runs",
     default="",
-    help="What to run, by commas: bound, baselines, planner, day, noise, misfit-0.7, misfit-1.4, step, faults, or the "
-    "name of a fault. Default: all.",
+    help="What to run, by commas: bound, baselines, planner, day, noise, misfit-0.7, misfit-1.4, step, ceilings, "
+    "faults, or the name of one of these. Default: all.",
 )
 @click.option("--faults/--no-faults", default=True, show_default=True, help="Run the faults.")
 @click.option("--misfit/--no-misfit", default=True, show_default=True, help="Run misfitted models and noise.")
+@click.option("--ceilings/--no-ceilings", default=True, show_default=True, help="Run under ceilings.")
 @click.option("--noise", default=0.0, show_default=True, help="Relative error of every signal, in all runs.")
 @click.option("--no-autoscaler", is_flag=True, help="Replicas follow the plan's minimum alone.")
 @click.option("--processes", default=2, show_default=True, help="Runs at the same time.")
@@ -49,6 +50,7 @@ def main(
     *,
     faults: bool,
     misfit: bool,
+    ceilings: bool,
     no_autoscaler: bool,
     as_json: bool,
 ) -> None:
@@ -58,7 +60,7 @@ def main(
     file = path or where / "scenarios.json"
     try:
         names = scenarios.names(file, tuple(name for name in only.split(",") if name))
-        kinds = wanted(runs, faults=faults, misfit=misfit)
+        kinds = wanted(runs, faults=faults, misfit=misfit, ceilings=ceilings)
         source = Source(file, where, part(hours), bench.Options(noise=noise, autoscale=not no_autoscaler))
         known = bench.references(where / "reference_results.json") if source.hours is None else {}
         # The longest first: two processes end at about the same time.
@@ -85,20 +87,21 @@ def main(
     sys.exit(1 if failed else 0)
 
 
-def wanted(runs: str, *, faults: bool, misfit: bool) -> list[str]:
+def wanted(runs: str, *, faults: bool, misfit: bool, ceilings: bool) -> list[str]:
     """Kinds of runs, in order.
 
     Raises:
         click.BadParameter: there is no such run.
     """
     plain, more = list(PLAIN), [kind for kind in VARIANTS if misfit or kind in {"day", "step"}]
-    every = [*plain, *VARIANTS, *variants.FAULTS]
+    every = [*plain, *VARIANTS, *CAPPED, *variants.FAULTS]
     if not runs:
-        return [*plain, *more, *(variants.FAULTS if faults else ())]
-    chosen = [kind for name in runs.split(",") for kind in (variants.FAULTS if name == "faults" else [name])]
+        return [*plain, *more, *(CAPPED if ceilings else ()), *(variants.FAULTS if faults else ())]
+    groups = {"faults": tuple(variants.FAULTS), "ceilings": CAPPED}
+    chosen = [kind for name in runs.split(",") for kind in groups.get(name, (name,))]
     unknown = [kind for kind in chosen if kind not in every]
     if unknown:
-        raise click.BadParameter(f"no run {', '.join(unknown)}; there are {', '.join(every)} and faults")
+        raise click.BadParameter(f"no run {', '.join(unknown)}; there are {', '.join(every)}, ceilings and faults")
     return [kind for kind in every if kind in chosen]
 
 

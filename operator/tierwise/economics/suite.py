@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tierwise.economics import baselines, bench, bound, metrics, scenarios, variants
+from tierwise.economics import baselines, bench, bound, ceilings, metrics, scenarios, variants
 from tierwise.economics.bench import Options
 from tierwise.economics.loads import loads
 from tierwise.economics.metrics import Score
@@ -20,7 +20,9 @@ DAY = (24.0, 48.0)
 """Hours of a long scenario on which variants are run."""
 
 PLAIN = ("bound", "baselines", "planner")
+CEILINGS = (1.10, 0.85)
 VARIANTS = ("day", "noise", *(f"misfit-{factor:g}" for factor in MISFITS), "step")
+CAPPED = tuple(f"ceiling-{factor:.2f}" for factor in CEILINGS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,8 @@ def perform(source: Source, task: Task) -> dict[str, Any]:
         made = {"rows": {"planner": row(bench.planner_run(scenario, source.options)[0])}}
     elif task.kind == "step":
         made = _step(scenario, source.options)
+    elif task.kind in CAPPED:
+        made = _capped(scenario, task.kind, source.options)
     elif task.kind in variants.FAULTS:
         made = _fault(scenario, task.kind, source.options)
     else:
@@ -147,6 +151,24 @@ def _fault(scenario: Scenario, kind: str, options: Options) -> dict[str, Any]:
         "attainment_without": metrics.attainment(base, 0, day.slots),
         "usd_per_hour_without": sum(base.cost) / base.hours,
         "misrouted": metrics.misrouted(day, record),
+    }
+
+
+def _capped(scenario: Scenario, kind: str, options: Options) -> dict[str, Any]:
+    day = day_of(scenario)
+    if day.hours > DAY[1] - DAY[0]:
+        day = variants.part(day, 0, DAY[1] - DAY[0])
+    own, without = ceilings.own_cost(day, options)
+    found = ceilings.capped_run(day, own * float(kind.removeprefix("ceiling-")), options)
+    return {
+        "rows": {kind: row(found.score)},
+        "overspend": found.overspend,
+        "spent_share": 100 * found.spent / found.ceiling,
+        "counted_share": 100 * found.counted / found.ceiling,
+        "denied": found.denied,
+        "least_loss": found.least_loss,
+        "worst_loss_without": without.worst_loss,
+        "actions": found.actions,
     }
 
 

@@ -118,6 +118,14 @@ def _variants(results: Results) -> list[str]:
             text += f" ({values['usd_per_hour'] / result['replay']:.3f} of its replay)"
         text += f", kept {values['attainment']:.2f}% (worst {values['worst']:.2f}%), loss {values['loss']:.2f}%"
         text += f" (worst {values['worst_loss']:.2f}%)"
+        if "overspend" in result:
+            least = result["least_loss"]
+            text += (
+                f"; {result['spent_share']:.1f}% of the ceiling spent ({result['counted_share']:.1f}% counted), "
+                f"overspend {result['overspend']:.2f}%, denied {result['denied']:.2f}%; worst loss without it "
+                f"{result['worst_loss_without']:.2f}%, least that fits "
+                + (f"{least:.2f}%" if least is not None else "unknown: nothing fits")
+            )
         if "hour_attainment" in result:
             text += (
                 f"; without it {result['usd_per_hour_without']:.2f} USD/h and {result['attainment_without']:.2f}%"

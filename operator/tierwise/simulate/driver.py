@@ -18,7 +18,7 @@ from tierwise.core import decide, engines, learning, situation
 from tierwise.core.decision import Decision
 from tierwise.core.memory import LoopMemory
 from tierwise.core.signals import ClassKey, Signals
-from tierwise.core.situation import Settings
+from tierwise.core.situation import Settings, Situation
 from tierwise.core.world import Child, Key, Workload, World
 from tierwise.sim.hpa import Hpa, HpaSpec
 from tierwise.simulate.fluid import Replicas, TierSlot
@@ -33,10 +33,18 @@ HPA_DOWN_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a controller wants in the next slot: class -> tier -> share, and tier -> replicas."""
+    """What a controller wants in the next slot.
+
+    Attributes:
+        weights: class -> tier -> share. replicas: tier -> how many.
+        denied: classes that get no answer.
+        limits: (classes, requests/s that they may have together), each from one budget.
+    """
 
     weights: Mapping[str, Mapping[str, float]]
     replicas: Mapping[str, int]
+    denied: frozenset[str] = frozenset()
+    limits: tuple[tuple[frozenset[str], float], ...] = ()
 
 
 @dataclass(slots=True)
@@ -105,9 +113,10 @@ class PlannerLoop:
         """
         world = self.world(seconds, signals, state)
         memory = learning.learn(world, self.settings.max_age_seconds)
-        view = situation.view(world, memory, self.namespace, self.settings)
+        view = self._held(world, situation.view(world, memory, self.namespace, self.settings), memory)
         self.decision = decide.decide(view)
-        self.memory = decide.remember(memory, self.namespace, self.decision, world.now)
+        memory = decide.remember(memory, self.namespace, self.decision, world.now)
+        self.memory = self._enforced(view, self.decision, memory)
         self._take(self.decision)
         self._autoscale(seconds, state, seen)
         return self.wanted()
@@ -134,6 +143,14 @@ class PlannerLoop:
             signals=signals,
             memory=self.memory,
         )
+
+    def _held(self, _world: World, view: Situation, _memory: LoopMemory) -> Situation:
+        """The namespace with what its budgets ask of the plan."""
+        return view
+
+    def _enforced(self, _view: Situation, _decision: Decision, memory: LoopMemory) -> LoopMemory:
+        """What budgets remember after a decision."""
+        return memory
 
     def _take(self, decision: Decision) -> None:
         """What the operator would write: weights into the status, bounds into the autoscaler, 0 and 1 into `scale`."""

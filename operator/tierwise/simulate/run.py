@@ -1,7 +1,7 @@
 """A whole run: the engine, slot by slot, under a controller, and what is recorded of it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Protocol
 
@@ -44,6 +44,7 @@ class Record:
         replicas: tier -> per slot, that existed. desired: tier -> per slot, asked for.
         weights: per slot, class -> tier -> share.
         tokens_cost: per slot, of providers.
+        denied: class -> per slot, requests that a budget kept from being answered; `requests` are without them.
     """
 
     seconds: float
@@ -55,6 +56,7 @@ class Record:
     replicas: dict[str, list[int]] = field(default_factory=dict)
     desired: dict[str, list[int]] = field(default_factory=dict)
     weights: list[Mapping[str, Mapping[str, float]]] = field(default_factory=list)
+    denied: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def hours(self) -> float:
@@ -62,12 +64,14 @@ class Record:
         return len(self.cost) * self.seconds / 3600
 
     def add(self, fluid: Engine, slot: Slot, wanted: Wanted, demand: Mapping[str, Demand]) -> None:
-        """One more slot."""
+        """One more slot with all that was asked for in it."""
+        passed = admitted(demand, wanted, self.seconds)
         self.cost.append(slot.cost)
         self.tokens_cost.append(sum(slot.tiers[tier.name].cost for tier in fluid.tiers if tier.params is None))
         for each in fluid.classes:
             flows = [(tier, flow) for (name, tier), flow in slot.flows.items() if name == each.name]
-            self.requests.setdefault(each.name, []).append(demand[each.name].requests)
+            self.requests.setdefault(each.name, []).append(passed[each.name].requests)
+            self.denied.setdefault(each.name, []).append(demand[each.name].requests - passed[each.name].requests)
             self.kept.setdefault(each.name, []).append(sum(flow.kept for _, flow in flows))
             score = sum(flow.requests * each.quality.get(tier, 0.0) for tier, flow in flows)
             self.quality.setdefault(each.name, []).append(score)
@@ -99,12 +103,28 @@ class Runner:
         seen = self.last.tiers if self.last is not None else {}
         wanted = self.controller.decide(self.fluid.now, self.newest, self.fluid.state, seen)
         self.fluid.scale(wanted.replicas)
-        slot = self.fluid.step(demand, wanted.weights, self.seconds)
+        passed = admitted(demand, wanted, self.seconds)
+        slot = self.fluid.step(passed, wanted.weights, self.seconds)
         self.last = slot
         if not self.silent:
             now = START + timedelta(seconds=self.fluid.now)
-            self.newest = self.observer.signals(now, self.fluid, slot, demand)
+            self.newest = self.observer.signals(now, self.fluid, slot, passed)
         return slot, wanted
+
+
+def admitted(demand: Mapping[str, Demand], wanted: Wanted, seconds: float) -> Mapping[str, Demand]:
+    """What gateways let through of a slot's demand: nothing of denied classes, a limit's share of limited ones."""
+    if not wanted.denied and not wanted.limits:
+        return demand
+    shares = {name: 0.0 if name in wanted.denied else 1.0 for name in demand}
+    for names, rate in wanted.limits:
+        asked = sum(demand[name].requests * shares[name] for name in names if name in demand) / seconds
+        if asked > rate:
+            shares |= {name: shares[name] * rate / asked for name in names if name in shares}
+    return {
+        name: replace(each, requests=each.requests * shares[name], peak=each.peak * shares[name])
+        for name, each in demand.items()
+    }
 
 
 def warm_up(runner: Runner, feed: Feed, slots: int, *, cycle: int) -> None:

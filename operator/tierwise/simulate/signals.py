@@ -4,9 +4,19 @@ import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from tierwise.core.signals import ClassKey, ClassSignals, Missing, Reading, Signal, Signals, TierKey, TierSignals
+from tierwise.core.signals import (
+    ClassKey,
+    ClassSignals,
+    CounterReading,
+    Missing,
+    Reading,
+    Signal,
+    Signals,
+    TierKey,
+    TierSignals,
+)
 from tierwise.simulate.engine import Engine
 from tierwise.simulate.fluid import Demand, Slot
 from tierwise.simulate.traces import BURST_SECONDS
@@ -69,6 +79,11 @@ class Observer:
             time=now,
             tiers=tiers,
             classes=classes,
+            usage={
+                (self.namespace, tier.name): _usage(slot, tier.name, now, down=tier.name in fluid.down)
+                for tier in fluid.tiers
+                if tier.params is None
+            },
             window_seconds=slot.seconds,
             gateways_up=Reading(2.0, AGE_SECONDS),
         )
@@ -111,6 +126,21 @@ class Observer:
             answer_rate=self._reading(0.0 if down else rate),
             refused_rate=Reading(0.0, AGE_SECONDS),
         )
+
+
+def _usage(slot: Slot, name: str, now: datetime, *, down: bool) -> CounterReading:
+    """Tokens that a provider charged for in a slot, as gateways counted them."""
+    flows = [] if down else [flow for (_, tier), flow in slot.flows.items() if tier == name]
+    requests = sum(flow.requests for flow in flows)
+    return CounterReading(
+        requests=requests,
+        requests_with_usage=requests,
+        input_tokens=sum(flow.requests * flow.prompt for flow in flows),
+        cached_input_tokens=0.0,
+        output_tokens=sum(flow.requests * flow.output for flow in flows),
+        since=now - timedelta(seconds=slot.seconds),
+        until=now,
+    )
 
 
 def percentile(pairs: Sequence[tuple[float, float]] | Iterable[tuple[float, float]]) -> float | None:
