@@ -13,6 +13,7 @@ real second, as measured over the last steps). Nothing else is scaled.
 
 import asyncio
 import dataclasses
+import sys
 import time
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -235,6 +236,7 @@ class Month:
                 if self.now >= self.end + 3 * self.step:
                     break
                 await self._step(clients, asks)
+                self._tell()
         finally:
             await clients.close()
         self.outcome.seconds = time.monotonic() - began
@@ -268,6 +270,13 @@ class Month:
         await self.publish()
         took = time.monotonic() - began
         self.speed += 0.2 * (self.step.total_seconds() / max(took, PACE_SECONDS) - self.speed)
+
+    def _tell(self) -> None:
+        """A line every fifth day: a month takes minutes."""
+        passed = self.now - self.story.start
+        if passed % timedelta(days=5) < self.step and passed >= self.step:
+            under = self.story.ceiling if self.story.ceiling is not None else "no ceiling"
+            print(f"under {under}: day {passed.days}, spent {self.outcome.spent:.2f}", file=sys.stderr, flush=True)
 
     def _pods_go_on(self, until: datetime) -> None:
         """Until then, with a round at each change."""
