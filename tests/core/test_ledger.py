@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import pairwise
@@ -101,6 +102,15 @@ def test_an_unpriced_tier_that_uses_nothing_is_not_unknown() -> None:
 def test_tokens_cost_their_price_and_cached_input_its_own() -> None:
     held = accrue(account(), 10, provider(reading(10, input_tokens=1e6, cached_input_tokens=4e5, output_tokens=1e5)))
     assert ledger.spend(held).counted == Decimal("1.8") + Decimal("0.12") + Decimal("1.5")
+
+
+def test_tokens_cost_their_price_though_a_scrape_saw_them_before_their_request() -> None:
+    tokens = reading(5, requests=0, with_usage=1)
+    early = replace(tokens, requests_with_usage=0.0)
+    late = reading(10, requests=1, input_tokens=0.0, output_tokens=0.0)
+    held = accrue(accrue(account(), 6, provider(early)), 11, provider(late))
+    spent = ledger.spend(held)
+    assert (spent.counted, spent.estimated, spent.unknown) == (Decimal("0.0045"), 0, ())
 
 
 def test_a_reading_counts_once() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from tierwise.core.situation import Settings
 from tierwise.core.world import World
 from tierwise.render.envoy.bundle import GatewayConfig
 
-RESETS = ("until it resets at ", "until further notice ")
+RESETS = re.compile(r"until it resets at (%[^%]*%|[0-9TZ:-]+)")
 
 
 def _without_ladder(made: Plan) -> Plan:
@@ -38,8 +39,7 @@ def _mute(config: GatewayConfig) -> GatewayConfig:
     """Refusals that do not say until when."""
 
     def without(resources):
-        text = json.dumps(resources)
-        return json.loads(text.replace(*RESETS)) if RESETS[0] in text else resources
+        return json.loads(RESETS.sub("for a while", json.dumps(resources)))
 
     bundles = {
         name: replace(bundle, routes=without(bundle.routes), hash=f"{bundle.hash}-mute")

@@ -334,6 +334,7 @@ def _tokens(
         sampled_cost=found.sampled[1],
         unpriced_requests=entry.unpriced_requests + found.unpriced,
     )
+    # A scrape can fall between a request's tokens and the request itself: tokens alone are charged too.
     if not use.external or prices is None or not found.lines:
         return entry, ZERO
     span = seconds_of(piece.until - piece.since)
