@@ -13,12 +13,13 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from tierwise.demo import html, load, objects, report, results, run, simulate, stage, summary, timeline, upstream
 from tierwise.demo import live as live_view
-from tierwise.demo import load, objects, report, results, run, simulate, stage, summary, timeline, upstream
 from tierwise.demo.stage import Stage
 from tierwise.demo.summary import Outcome, Simulated
 from tierwise.devcluster.cluster import Cluster
 from tierwise.sim.traces import TraceRequest
+from tierwise.simulate import page
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,9 @@ def _perform(options: Options, console: Console) -> Outcome:
         for path in results.write(options.output, outcome, points, seen.recorder.served, lives):
             say(f"wrote {path}")
         (options.output / "picture.svg").write_text(live_view.svg(seen.busiest), encoding="utf-8")
+        told = html.report(outcome, points, seen.recorder.served, seen.recorder.moves, terms)
+        (options.output / "report.html").write_text(page.render(told), encoding="utf-8")
+        say(f"wrote {options.output / 'report.html'}: the run as plots, for a browser")
     return outcome
 
 

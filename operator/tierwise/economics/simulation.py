@@ -25,6 +25,8 @@ from tierwise.simulate.traces import SlotTrace
 MINUTE = 60.0
 WARM_ROUNDS, WARM_SECONDS, CYCLE_SECONDS = 120, 3600.0, 120.0
 """Before a run counts, its first two minutes come again and again: so many rounds, at most an hour."""
+SLOTS = ((6 * 3600.0, 60.0), (3600.0, 30.0), (0.0, 10.0))
+"""(least length of a run, its slot), seconds: of the fluid, and of what it is compared with."""
 LONG_PROMPT = 2.5
 """95th percentile of prompts over their mean, where a file per minute says nothing of single ones."""
 
@@ -94,7 +96,8 @@ class Round:
 
 @dataclass(slots=True)
 class Run:
-    """Everything that happened. `rounds` have times from the trace's start; `failed`: class -> requests nobody took."""
+    """Everything that happened. `rounds` have times from the trace's start, `count` of them; `failed`, `short`: class ->
+    requests that nobody took, and that another tier than the drawn one did."""
 
     setting: Setting
     scenario: Scenario
@@ -102,6 +105,7 @@ class Run:
     speed: Speed
     options: Options
     round_seconds: float
+    count: int
     rounds: list[Round] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     failed: dict[str, int] = field(default_factory=dict)
@@ -176,18 +180,19 @@ def prepare(setting: Setting, given: Mapping[str, Given], options: Options) -> R
     if speed is Speed.AUTO:
         speed = Speed.FLUID if by_minute else Speed.FAST
     seconds = options.round_seconds or min(p.spec.rebalance.interval.seconds for p in setting.policies.values())
-    seconds = MINUTE if speed is Speed.FLUID else max(1.0, float(round(seconds)))
     first, last = options.hours or (0.0, math.inf)
     longest = min(each.seconds for each in given.values())
     begin, end = first * 3600, min(last * 3600, longest)
-    if end - begin < seconds:
+    width = MINUTE if by_minute else next(slot for least, slot in SLOTS if end - begin >= least)
+    seconds = width if speed is Speed.FLUID else max(1.0, float(round(seconds)))
+    if end - begin < max(width, seconds):
         raise SimulationError(
             f"nothing is left to simulate: the shortest trace lasts {longest / 3600:.2f} hours, and --hours begins at "
-            f"{first:g}; a run needs at least one round of {seconds:g} s"
+            f"{first:g}; a run needs at least {max(width, seconds):g} s"
         )
-    slots = math.floor((end - begin) / MINUTE) or 1
+    slots = max(1, math.floor((end - begin) / width))
     cut = {name: _cut(name, each, options, begin, end) for name, each in given.items()}
-    slotted = {name: _slots(each, slots) for name, each in cut.items()}
+    slotted = {name: _slots(each, width, slots) for name, each in cut.items()}
     classes = tuple(
         setting.fluid_class(
             name,
@@ -199,7 +204,7 @@ def prepare(setting: Setting, given: Mapping[str, Given], options: Options) -> R
     large = next(iter(setting.references.values()), setting.tiers[0].name)
     floors = {name: setting.floors.get(name, 0.0) for name in setting.classes}
     scenario = Scenario(setting.namespace, large, floors, setting.tiers, classes, slotted, {})
-    return Run(setting, scenario, cut, speed, options, seconds)
+    return Run(setting, scenario, cut, speed, options, seconds, math.floor((end - begin) / seconds))
 
 
 def _cut(name: str, each: Given, options: Options, begin: float, end: float) -> Given:
@@ -216,12 +221,12 @@ def _cut(name: str, each: Given, options: Options, begin: float, end: float) -> 
     return Given(each.path, requests.repeated(part_of, factor, options.seed), None)
 
 
-def _slots(each: Given, slots: int) -> SlotTrace:
+def _slots(each: Given, width: float, slots: int) -> SlotTrace:
     if each.sums is not None:
         return each.sums.part(0, slots)
     if each.single is None:
         raise SimulationError(f"{each.path}: holds no trace")
-    return each.single.slotted(MINUTE, slots)
+    return each.single.slotted(width, slots)
 
 
 def _long_prompt(each: Given) -> float:
@@ -262,7 +267,7 @@ def perform(run: Run) -> Run:
     for name, count in watched.wanted().replicas.items():
         fluid.state[name].ready = count
     runner = Runner(fluid, watched, observer, seconds)
-    slots = max(1, math.floor(scenario.slots * MINUTE / seconds))
+    slots = run.count
     feed: Feed = scenario
     if run.speed is not Speed.FLUID:
         singles = {name: _single(run, name) for name in scenario.traces}
