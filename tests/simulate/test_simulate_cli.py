@@ -124,6 +124,23 @@ def test_all_large_per_token_where_the_reference_is_a_provider_and_overspend_of_
     assert budget["overspendPercent"] == pytest.approx(max(0.0, 100 * (spent - 1.0)), abs=0.1)
 
 
+def test_a_budgets_ladder_is_carried_out_and_what_it_denies_is_told(folder):
+    rungs = "[{atPercent: 50, action: Downgrade}, {atPercent: 70, action: Throttle}, {atPercent: 90, action: Deny}]"
+    budget = re.sub("ladder: .*", f"ladder: {rungs}", PROVIDER.split("---\n")[2])
+
+    def under(ceiling):
+        text = budget.replace('ceiling: "1.00"', f'ceiling: "{ceiling}"')
+        (folder / "objects.yaml").write_text(f"{MANIFESTS}---\n{text}")
+        return found("-f", folder / "objects.yaml", "--trace", folder / "both.csv")
+
+    (entry,) = under("1000")["budgets"]
+    assert entry["ladder"] == {"carriedOut": True, "shareOfTime": {"Notify": 1.0}}
+    told = under("2")
+    assert told["deniedRequests"]
+    assert sum(told["deniedRequests"].values()) + told["requests"]["total"] == pytest.approx(4800, abs=20)
+    assert any(each["what"] == "budget day" for each in told["decisions"])
+
+
 def test_the_report_needs_nothing_else_and_is_well_formed(folder):
     path = folder / "report.html"
     done = run("-f", folder / "objects.yaml", "--trace", folder / "both.csv", "--html", path, "--no-warm-up")

@@ -12,7 +12,7 @@ from tierwise.economics import baselines, bound
 from tierwise.economics.bound import BoundError
 from tierwise.economics.loads import loads
 from tierwise.economics.metrics import REVERSAL_SECONDS
-from tierwise.economics.simulation import Run, Speed
+from tierwise.economics.simulation import Run, Speed, strictest
 from tierwise.economics.steps import Step, steps
 from tierwise.simulate.driver import START
 
@@ -56,6 +56,7 @@ def document(run: Run, *, optimum: bool = False) -> Document:
         },
         "attainment": _attainment(run),
         "quality": _quality(run),
+        "deniedRequests": _denied(run),
         "failedRequests": dict(run.failed),
         "fallbackRequests": dict(run.short),
         "changes": _changes(run),
@@ -102,6 +103,15 @@ def _sums(run: Run) -> dict[str, float]:
 
 def _cost(run: Run) -> dict[str, float]:
     return {tier.name: sum(each.slot.tiers[tier.name].cost for each in run.rounds) for tier in run.scenario.tiers}
+
+
+def _denied(run: Run) -> dict[str, int]:
+    """Class -> requests that a budget kept from being answered; they are in no attainment."""
+    counts = {
+        name: round(sum(each.asked[name].requests - each.demand[name].requests for each in run.rounds))
+        for name in run.setting.classes
+    }
+    return {name: count for name, count in counts.items() if count}
 
 
 def kept(run: Run, name: str) -> list[float]:
@@ -287,7 +297,18 @@ def _budget(run: Run, key: Key, budget: NamespaceBudget) -> Document:
         "period": str(budget.spec.period.value),
         "spentInTheDearestPeriod": _money(most),
         "overspendPercent": _round(max(0.0, 100 * (most / ceiling - 1)), 3),
+        "ladder": _ladder(run, budget),
     }
+
+
+def _ladder(run: Run, budget: NamespaceBudget) -> Document:
+    """Share of the rounds in which each action held."""
+    chosen = strictest(run.setting)
+    if chosen is None or chosen.metadata.name != budget.metadata.name:
+        return {"carriedOut": False, "why": "another budget is stricter; this one is only counted"}
+    counts = {action: run.actions.count(action) for action in sorted(set(run.actions))}
+    total = max(1, len(run.actions))
+    return {"carriedOut": True, "shareOfTime": {action: _round(count / total) for action, count in counts.items()}}
 
 
 def _optimum(run: Run, per_hour: float) -> Document:

@@ -8,16 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
+from tierwise.api.namespace_budget import NamespaceBudget, Period
 from tierwise.core.signals import ClassKey, Signals
 from tierwise.economics.scenarios import Scenario
 from tierwise.errors import TierwiseError
 from tierwise.simulate import requests, traces
-from tierwise.simulate.driver import PlannerLoop, Wanted
+from tierwise.simulate.budgets import BudgetLoop
+from tierwise.simulate.driver import Wanted
 from tierwise.simulate.events import Events
 from tierwise.simulate.fluid import Demand, Fluid, Replicas, Slot, TierSlot
 from tierwise.simulate.page import Decision
 from tierwise.simulate.requests import RequestFeed, Requests
-from tierwise.simulate.run import Feed, Runner
+from tierwise.simulate.run import Feed, Runner, admitted
 from tierwise.simulate.setting import Setting
 from tierwise.simulate.signals import Observer
 from tierwise.simulate.traces import SlotTrace
@@ -25,7 +27,7 @@ from tierwise.simulate.traces import SlotTrace
 MINUTE = 60.0
 WARM_ROUNDS, WARM_SECONDS, CYCLE_SECONDS = 120, 3600.0, 120.0
 """Before a run counts, its first two minutes come again and again: so many rounds, at most an hour."""
-SLOTS = ((6 * 3600.0, 60.0), (3600.0, 30.0), (0.0, 10.0))
+SLOTS = ((6 * 3600.0, 60.0), (3600.0, 30.0), (-math.inf, 10.0))
 """(least length of a run, its slot), seconds: of the fluid, and of what it is compared with."""
 LONG_PROMPT = 2.5
 """95th percentile of prompts over their mean, where a file per minute says nothing of single ones."""
@@ -86,18 +88,26 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One planning round and the slot after it."""
+    """One planning round and the slot after it. `asked` is what came, `demand` what budgets let through of it."""
 
     seconds: float
     slot: Slot
     wanted: Wanted
     demand: Mapping[str, Demand]
+    asked: Mapping[str, Demand]
 
 
 @dataclass(slots=True)
 class Run:
-    """Everything that happened. `rounds` have times from the trace's start, `count` of them; `failed`, `short`: class ->
-    requests that nobody took, and that another tier than the drawn one did."""
+    """Everything that happened.
+
+    Attributes:
+        setting, scenario, given, speed, options: what was asked for.
+        round_seconds: between two planning rounds. count: of rounds.
+        rounds: with times from the trace's start. decisions: of the planner.
+        failed, short: class -> requests that nobody took, and that another tier than the drawn one did.
+        actions: by round, what the budget's ladder does. warm_seconds: that came before.
+    """
 
     setting: Setting
     scenario: Scenario
@@ -110,6 +120,7 @@ class Run:
     decisions: list[Decision] = field(default_factory=list)
     failed: dict[str, int] = field(default_factory=dict)
     short: dict[str, int] = field(default_factory=dict)
+    actions: list[str] = field(default_factory=list)
     warm_seconds: float = 0.0
 
     @property
@@ -120,11 +131,12 @@ class Run:
 
 @dataclass(slots=True)
 class Watched:
-    """The planner, with its moves written down."""
+    """The planner, with its moves written down from second `start` on."""
 
-    loop: PlannerLoop
-    start: float = 0.0
+    loop: BudgetLoop
+    start: float = math.inf
     moves: list[Decision] = field(default_factory=list)
+    actions: list[str] = field(default_factory=list)
 
     def wanted(self) -> Wanted:
         """What is in force now."""
@@ -137,7 +149,7 @@ class Watched:
         wanted = self.loop.decide(seconds, signals, state, seen)
         made = self.loop.decision
         if made is not None and seconds >= self.start:
-            at = seconds - self.start
+            at = seconds
             for key, outcome in made.classes.items():
                 if outcome.moved:
                     name = self.loop.names.get(key, key[2])
@@ -147,7 +159,23 @@ class Watched:
                 for name, outcome in made.tiers.items()
                 if outcome.moved
             ]
+            self._ladder(at)
         return wanted
+
+    def _ladder(self, at: float) -> None:
+        """The budget's action of this round; a change of it is a decision too."""
+        budget = self.loop.budget
+        if budget is None:
+            return
+        held = budget.status.enforcement
+        action = held.action.value if held is not None else "Notify"
+        if (self.actions and action != self.actions[-1]) or (not self.actions and held is not None):
+            rate = held.requests_per_second if held is not None else None
+            limit = f", at most {rate} requests/s" if rate is not None else ""
+            first = f", {', '.join(held.tiers)} first" if held is not None and held.tiers else ""
+            spent = f"; spent {self.loop.spent:.2f} of {budget.spec.ceiling}"
+            self.moves.append(Decision(at, f"budget {budget.metadata.name}", f"{action}{limit}{first}{spent}"))
+        self.actions.append(action)
 
 
 def read(path: Path, *, classes: bool) -> dict[str, Given]:
@@ -237,10 +265,18 @@ def _long_prompt(each: Given) -> float:
     return LONG_PROMPT * float(each.sums.prompt_tokens.sum() / each.sums.requests.sum())
 
 
-def planner(setting: Setting) -> PlannerLoop:
-    """The real planner on the users' objects."""
+def strictest(setting: Setting) -> NamespaceBudget | None:
+    """The budget that allows least per hour; its ladder is carried out, others are only counted."""
+    days = {Period.DAY: 1.0, Period.WEEK: 7.0, Period.MONTH: 30.0}
+    return min(
+        setting.budgets.values(), key=lambda each: float(each.spec.ceiling) / days[each.spec.period], default=None
+    )
+
+
+def planner(setting: Setting) -> BudgetLoop:
+    """The real planner on the users' objects, and its ledger and ladder."""
     first, *more = setting.policies.values()
-    return PlannerLoop(
+    return BudgetLoop(
         setting.namespace,
         dict(setting.tiers_of),
         first,
@@ -259,11 +295,14 @@ def keys(setting: Setting) -> dict[ClassKey, str]:
 def perform(run: Run) -> Run:
     """Simulate; the run is filled in."""
     setting, scenario, seconds = run.setting, run.scenario, run.round_seconds
-    watched = Watched(planner(setting), start=math.inf)
+    watched = Watched(planner(setting))
     named = {name: key for key, name in keys(setting).items()}
     first = next(iter(setting.policies.values())).metadata.name
     observer = Observer(setting.namespace, first, keys=named)
-    fluid = Fluid(scenario.tiers, scenario.classes)
+    rounds = min(WARM_ROUNDS, round(WARM_SECONDS / seconds)) if run.options.warm_up else 0
+    run.warm_seconds = rounds * seconds
+    # What counts begins at second 0, a Monday's first: before it lies only what is not recorded.
+    fluid = Fluid(scenario.tiers, scenario.classes, now=-run.warm_seconds)
     for name, count in watched.wanted().replicas.items():
         fluid.state[name].ready = count
     runner = Runner(fluid, watched, observer, seconds)
@@ -272,36 +311,33 @@ def perform(run: Run) -> Run:
     if run.speed is not Speed.FLUID:
         singles = {name: _single(run, name) for name in scenario.traces}
         feed = RequestFeed(singles, seconds)
-    if run.options.warm_up:
-        rounds = min(WARM_ROUNDS, round(WARM_SECONDS / seconds))
-        cycle = max(1, min(slots, round(CYCLE_SECONDS / seconds)))
-        for at in range(rounds):
-            runner.step(feed.demand(at % cycle))
-    start = watched.start = run.warm_seconds = fluid.now
+    cycle = max(1, min(slots, round(CYCLE_SECONDS / seconds)))
+    for at in range(rounds):
+        runner.step(feed.demand(at % cycle))
+    watched.start = 0.0
+    watched.loop.budget = strictest(setting)
     if run.speed is not Speed.FLUID:
-        later = {name: mine.later(start) for name, mine in singles.items()}
-        engine = Events(
+        runner.fluid = Events(
             scenario.tiers,
             scenario.classes,
-            later,
+            singles,
             {name: setting.order(name) for name in setting.classes},
             run.options.seed,
-            now=start,
             state=fluid.state,
             exact=run.speed is Speed.EXACT,
         )
-        runner.fluid, feed = engine, RequestFeed(later, seconds, start)
     for at in range(slots):
         demand = feed.demand(at)
         if run.rounds:  # latencies of a round are for the next one's signals only
             for tier in run.rounds[-1].slot.tiers.values():
                 tier.itl, tier.ttft = [], []
         slot, wanted = runner.step(demand)
-        run.rounds.append(Round(at * seconds, slot, wanted, demand))
+        run.rounds.append(Round(at * seconds, slot, wanted, admitted(demand, wanted, seconds), demand))
     if isinstance(runner.fluid, Events):
         runner.fluid.finish()
         run.failed, run.short = runner.fluid.failed, runner.fluid.short
     run.decisions = watched.moves
+    run.actions = watched.actions
     return run
 
 

@@ -85,17 +85,18 @@ class Events:
                 held.ready = max(0, held.ready + more + given_up)
 
     def step(self, demand: Mapping[str, Demand], weights: Mapping[str, Mapping[str, float]], seconds: float) -> Slot:
-        """One round with these weights (class -> tier -> share). `demand` says what is known already: it is not read.
+        """One round with these weights (class -> tier -> share).
+
+        Of `demand` only the number of requests counts: where it is smaller than what came, a budget holds some back.
 
         `Flow.kept` of a slot is complete only after `finish`, when all its requests have ended.
         """
-        del demand
         slots = max(1, round(seconds / SLOT_SECONDS))
         ready = {name: self._ready(held, slots) for name, held in self.state.items()}
         slot = Slot(seconds, {}, {tier.name: TierSlot() for tier in self.tiers})
         sent: dict[str, list[tuple[int, Requests]]] = {tier.name: [] for tier in self.tiers}
         for place, each in enumerate(self.classes):
-            for name, part in self._choose(each.name, weights.get(each.name, {}), seconds, ready):
+            for name, part in self._choose(each.name, demand, weights.get(each.name, {}), seconds, ready):
                 sent[name].append((place, part))
         self._starts.append(self.now)
         self.flows.append(slot.flows)
@@ -129,7 +130,12 @@ class Events:
         return counts
 
     def _choose(
-        self, name: str, weights: Mapping[str, float], seconds: float, ready: Mapping[str, Floats]
+        self,
+        name: str,
+        demand: Mapping[str, Demand],
+        weights: Mapping[str, float],
+        seconds: float,
+        ready: Mapping[str, Floats],
     ) -> list[tuple[str, Requests]]:
         """The round's requests of a class by the tier that takes them."""
         mine = self.requests[name]
@@ -138,15 +144,17 @@ class Events:
         self._places[name] = last
         if last <= first:
             return []
-        part = mine.part(first, last)
+        part, draws = mine.part(first, last), self._draws[name][first:last]
+        if name in demand and demand[name].requests < part.count - 1e-6:
+            # Which ones are held back has nothing to do with the tier that they would have gone to.
+            passed = (draws * 7919.0) % 1.0 < demand[name].requests / part.count
+            part, draws = part.where(passed), draws[passed]
         names = [tier for tier, share in sorted(weights.items()) if share > 0]
         if not names or part.count == 0:
             self.failed[name] = self.failed.get(name, 0) + part.count
             return []
         sums = np.cumsum([weights[tier] for tier in names])
-        drawn = np.minimum(
-            np.searchsorted(sums, self._draws[name][first:last] * sums[-1], side="right"), len(names) - 1
-        )
+        drawn = np.minimum(np.searchsorted(sums, draws * sums[-1], side="right"), len(names) - 1)
         second = np.minimum(((part.t - self.now) / SLOT_SECONDS).astype(np.int64), round(seconds / SLOT_SECONDS) - 1)
         chain = [*names, *(tier for tier in self.order.get(name, ()) if tier not in names)]
         up = np.vstack([self._up(tier, ready, second) for tier in chain])
