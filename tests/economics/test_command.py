@@ -34,6 +34,48 @@ def test_json_has_what_the_table_has(directory):
     assert found["small"]["bound"]["bound"] <= found["small"]["bound"]["replay"]
 
 
+def without(directory, change):
+    file = directory / "scenarios.json"
+    bodies = json.loads(file.read_text())
+    change(bodies[0])
+    file.write_text(json.dumps(bodies))
+
+
+def test_odd_scenarios_run(directory):
+    """Providers alone; a class without a request; an objective that nothing keeps."""
+    everything = ("--runs", "bound,baselines,planner,replica-lost,confidential,provider-outage")
+
+    def providers_alone(body):
+        body["tiers"] = [tier for tier in body["tiers"] if tier["kind"] == "api"]
+
+    without(directory, providers_alone)
+    made = run(directory, *everything)
+    assert made.exit_code == 0, made.output
+    assert "does not apply: no tier has replicas" in made.output
+
+
+def test_a_class_without_requests(directory):
+    header = "minute,requests,prompt_tokens,output_tokens,max_requests_in_10s\n"
+    (directory / "code.csv").write_text(header + "".join(f"{minute},0,0,0,0\n" for minute in range(30)))
+    made = run(directory, "--runs", "bound,baselines,planner")
+    assert made.exit_code == 0, made.output
+    assert "Tierwise" in made.output
+
+
+def test_an_objective_that_nothing_keeps_is_said(directory):
+    def impossible(body):
+        body["tiers"] = body["tiers"][:1]
+        body["reference_tier"] = "inside"
+        for each in body["classes"]:
+            each["slo"]["itl_ms"] = 1
+
+    without(directory, impossible)
+    made = run(directory, "--runs", "bound,planner")
+    assert made.exit_code == 0, made.output
+    assert "no tier keeps the objective" in made.output
+    assert "Tierwise" in made.output
+
+
 def test_what_can_not_be_run_is_said(directory):
     assert "no scenario nowhere" in run(directory, "--only", "nowhere").output
     assert "no run sometimes" in run(directory, "--runs", "sometimes").output

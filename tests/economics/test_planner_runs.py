@@ -9,7 +9,7 @@ from tierwise import planner
 from tierwise.api.model_tier import ModelTier
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.core.world import Child, GatewayReport, Key
-from tierwise.economics import bench, scenarios, variants
+from tierwise.economics import bench, metrics, scenarios, variants
 from tierwise.economics.bench import Options
 from tierwise.economics.scenarios import NAMESPACE, POLICY
 from tierwise.simulate.driver import UID, PlannerLoop
@@ -120,7 +120,7 @@ def test_faults_happen(hour, name):
     made = variants.FAULTS[name](scenario, base)
     score, record = bench.planner_run(made.scenario, None, made.events)
     at = variants.at_fault(scenario)
-    assert record.cost[:at] == base.cost[:at] or name == "cold-start-x3"
+    assert record.cost[:at] == base.cost[:at] or name in {"cold-start-x3", "confidential"}
     if name not in {"metrics-gone", "replica-lost"}:  # with replicas to spare nobody needs to notice these
         assert (record.cost, record.kept, record.quality) != (base.cost, base.kept, base.quality)
     assert 0 < score.attainment <= 100
@@ -143,3 +143,15 @@ def test_a_provider_that_is_down_answers_nobody(scenario):
     slot = Fluid(scenario.tiers, alone, down={"api-large"}).step(scenario.demand(0), shares, 60.0)
     assert all(flow.kept == 0 for flow in slot.flows.values())
     assert slot.cost == 0
+
+
+def test_what_is_confidential_stays_though_nothing_answers(hour):
+    scenario, base = hour
+    made = variants.FAULTS["confidential"](scenario, base)
+    _, record = bench.planner_run(made.scenario, None, made.events)
+    assert metrics.misrouted(made.scenario, record) == 0
+    # The count can tell: the same run, judged by another class's rule, has requests at the provider.
+    other = replace(scenario, sensitive=frozenset({each.name for each in scenario.classes}))
+    assert metrics.misrouted(other, record) > 0
+    at = variants.at_fault(scenario)
+    assert record.kept["chat"][at] == 0

@@ -162,6 +162,8 @@ def schedule(
         names = [
             t.name for t in scenario.tiers if (each.name, t.name) in have.mean or (each.name, t.name) in have.money
         ]
+        if not names:
+            raise BoundError(f"{scenario.name}: no tier keeps the objective of {each.name}")
         for name in names:
             pair = each.name, name
             shares[pair] = priced(have.money[pair] * each_hour if pair in have.money else np.zeros(count), 1.0)

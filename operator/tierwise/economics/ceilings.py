@@ -6,7 +6,7 @@ as the ceiling asks for it, and at 100% of what may be spent requests are denied
 
 from dataclasses import dataclass
 
-from tierwise.economics import bench, bound, metrics, scenarios
+from tierwise.economics import bound, metrics, scenarios
 from tierwise.economics.bench import CYCLE_SECONDS, WARM_UP_SECONDS, Options
 from tierwise.economics.metrics import Score
 from tierwise.economics.scenarios import NAMESPACE, POLICY, Scenario
@@ -16,6 +16,8 @@ from tierwise.simulate.run import Event, Runner, run, warm_up
 from tierwise.simulate.signals import Observer
 
 DAY_SECONDS = 86400.0
+MOST_HOURS = 24.0
+"""A budget of a day can not cap more."""
 LADDER: list[dict[str, object]] = [
     {"atPercent": 1, "action": "Downgrade", "belowFloor": True},
     {"atPercent": 98, "action": "Throttle"},
@@ -83,9 +85,3 @@ def capped_run(scenario: Scenario, ceiling_usd: float, options: Options) -> Capp
         least_loss=least,
         actions=dict(loop.actions),
     )
-
-
-def own_cost(scenario: Scenario, options: Options) -> tuple[float, Score]:
-    """USD that the loop spends without a ceiling."""
-    score, record = bench.planner_run(scenario, options)
-    return sum(record.cost), score

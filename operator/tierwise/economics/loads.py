@@ -43,10 +43,12 @@ def limit_of(scenario: Scenario, tier: FluidTier) -> float:
     for each in scenario.classes:
         trace = scenario.traces[each.name]
         count = float(trace.requests.sum())
-        if tier.name not in each.quality or count <= 0:
+        if tier.name not in each.quality:
             continue
-        prompt = float(trace.prompt_tokens.sum()) / count
-        output = float(trace.output_tokens.sum()) / count * each.output_factor.get(tier.name, 1.0)
+        # A class without a request binds nothing, and has a limit all the same.
+        prompt = float(trace.prompt_tokens.sum()) / count if count > 0 else 1.0
+        output = float(trace.output_tokens.sum()) / count if count > 0 else 1.0
+        output *= each.output_factor.get(tier.name, 1.0)
         known = capacity(tier.params, Mix.of(prompt, output), each.objective, max(prompt, each.p95_prompt))
         found.append(known.utilisation)
     return min(found, default=0.0)

@@ -86,8 +86,12 @@ def attainment(record: Record, first: int, last: int) -> float:
 
 
 def misrouted(scenario: Scenario, record: Record) -> float:
-    """Requests that went to a tier which is none of their class's: nothing may."""
-    allowed = {each.name: set(each.quality) for each in scenario.classes}
+    """Requests that went to a tier which is none of their class's, or not cleared for it: nothing may."""
+    inside = {tier.name for tier in scenario.tiers if tier.params is not None}
+    allowed = {
+        each.name: set(each.quality) & inside if each.name in scenario.sensitive else set(each.quality)
+        for each in scenario.classes
+    }
     return sum(
         record.requests[name][at] * share / (sum(shares.values()) or 1.0)
         for at, weights in enumerate(record.weights)

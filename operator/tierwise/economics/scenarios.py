@@ -58,6 +58,7 @@ class Scenario:
         floors: class -> least mean score, in the scores' scale (percent).
         tiers, classes: as they truly are. traces: class -> demand, equally many slots each.
         declared: replica tier -> its model as published (what a misfit moves away from).
+        sensitive: classes that may not leave the cluster.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Scenario:
     classes: tuple[FluidClass, ...]
     traces: Mapping[str, SlotTrace]
     declared: Mapping[str, ReplicaParams]
+    sensitive: frozenset[str] = frozenset()
 
     @property
     def slot_seconds(self) -> float:
@@ -188,6 +190,9 @@ def _scenario(
         )
     eps = float(body.get("eps", DEFAULT_EPS))
     reference = body["reference_tier"]
+    unknown = [each["name"] for each in body["classes"] if reference not in each["quality"]]
+    if unknown:
+        raise ScenarioError(f"{body['name']}: {reference} has no quality for {', '.join(unknown)}")
     return Scenario(
         name=body["name"],
         reference=slug(reference),
@@ -234,7 +239,6 @@ def declared_tokens_per_second(params: ReplicaParams) -> int:
 def _tier(scenario: Scenario, tier: FluidTier) -> dict[str, Any]:
     spec: dict[str, Any] = {
         "model": tier.name,
-        "clearance": "Public",
         "quality": [
             {"task": each.name, "score": _score(each.quality[tier.name] / 100)}
             for each in scenario.classes
@@ -276,6 +280,8 @@ def policy_of(scenario: Scenario) -> RoutingPolicy:
             "ttftP95": each.objective.ttft_seconds,
             "interTokenP95": each.objective.inter_token_seconds,
         }
+        if each.name in scenario.sensitive:
+            body["sensitivity"] = "Confidential"
         stated = {name: f"{1000 * value:g}ms" for name, value in limits.items() if value is not None}
         if stated:
             body["objective"] = stated

@@ -10,9 +10,11 @@ from typing import Any
 
 from tierwise.economics import baselines, bench, bound, ceilings, metrics, scenarios, variants
 from tierwise.economics.bench import Options
+from tierwise.economics.bound import BoundError
 from tierwise.economics.loads import loads
 from tierwise.economics.metrics import Score
 from tierwise.economics.scenarios import Scenario
+from tierwise.simulate.run import Record
 
 NOISE = 0.08
 MISFITS = (0.7, 1.4)
@@ -48,14 +50,30 @@ def _scenario(source: Source, name: str) -> Scenario:
     return scenarios.load(source.path, source.data, (name,), source.hours)[0]
 
 
+@lru_cache(maxsize=4)
+def _base(source: Source, name: str) -> tuple[Score, Record]:
+    """The planner on the variants' day, without any of them."""
+    return bench.planner_run(day_of(_scenario(source, name)), source.options)
+
+
 def day_of(scenario: Scenario) -> Scenario:
     """The day of a long scenario, the whole of a shorter one."""
-    return variants.part(scenario, *DAY) if scenario.hours > DAY[1] else scenario
+    if scenario.hours >= DAY[1]:
+        return variants.part(scenario, *DAY)
+    return variants.part(scenario, 0, DAY[1] - DAY[0])
 
 
 def perform(source: Source, task: Task) -> dict[str, Any]:
     """One task's figures: `rows` (name -> row) and, where there are some, further keys."""
     began = time.perf_counter()
+    try:
+        made = _made(source, task)
+    except BoundError as why:
+        made = {"note": str(why)}
+    return {**made, "scenario": task.scenario, "kind": task.kind, "seconds": time.perf_counter() - began}
+
+
+def _made(source: Source, task: Task) -> dict[str, Any]:
     scenario = _scenario(source, task.scenario)
     made: dict[str, Any]
     if scenario.slots == 0:
@@ -69,12 +87,12 @@ def perform(source: Source, task: Task) -> dict[str, Any]:
     elif task.kind == "step":
         made = _step(scenario, source.options)
     elif task.kind in CAPPED:
-        made = _capped(scenario, task.kind, source.options)
+        made = _capped(source, task)
     elif task.kind in variants.FAULTS:
-        made = _fault(scenario, task.kind, source.options)
+        made = _fault(source, task)
     else:
-        made = _variant(scenario, task.kind, source.options)
-    return {**made, "scenario": task.scenario, "kind": task.kind, "seconds": time.perf_counter() - began}
+        made = _variant(source, task)
+    return made
 
 
 def row(score: Score) -> dict[str, Any]:
@@ -123,25 +141,25 @@ def _only(split: baselines.Split) -> baselines.Split:
     return replace(split, peaks={name: count if name in used else 0 for name, count in split.peaks.items()})
 
 
-def _variant(scenario: Scenario, kind: str, options: Options) -> dict[str, Any]:
-    day = day_of(scenario)
+def _variant(source: Source, task: Task) -> dict[str, Any]:
+    day, options, kind = day_of(_scenario(source, task.scenario)), source.options, task.kind
     if kind == "noise":
         options = replace(options, noise=NOISE)
     elif kind.startswith("misfit-"):
         day = variants.misfit(day, float(kind.removeprefix("misfit-")))
-    score, _ = bench.planner_run(day, options)
+    score = _base(source, task.scenario)[0] if kind == "day" else bench.planner_run(day, options)[0]
     burst = bound.schedule(day, burst=True)
     return {"rows": {kind: row(score)}, "replay": bound.replay_cost(day, burst)}
 
 
-def _fault(scenario: Scenario, kind: str, options: Options) -> dict[str, Any]:
-    day = day_of(scenario)
-    _, base = bench.planner_run(day, options)
+def _fault(source: Source, task: Task) -> dict[str, Any]:
+    day, kind = day_of(_scenario(source, task.scenario)), task.kind
+    _, base = _base(source, task.scenario)
     try:
         made = variants.FAULTS[kind](day, base)
     except variants.NotApplicableError as why:
         return {"note": str(why)}
-    score, record = bench.planner_run(made.scenario, options, made.events)
+    score, record = bench.planner_run(made.scenario, source.options, made.events)
     at = variants.at_fault(day)
     hour = at, min(day.slots, at + round(3600 / day.slot_seconds))
     return {
@@ -150,16 +168,16 @@ def _fault(scenario: Scenario, kind: str, options: Options) -> dict[str, Any]:
         "hour_attainment_without": metrics.attainment(base, *hour),
         "attainment_without": metrics.attainment(base, 0, day.slots),
         "usd_per_hour_without": sum(base.cost) / base.hours,
-        "misrouted": metrics.misrouted(day, record),
+        "misrouted": metrics.misrouted(made.scenario, record),
     }
 
 
-def _capped(scenario: Scenario, kind: str, options: Options) -> dict[str, Any]:
-    day = day_of(scenario)
-    if day.hours > DAY[1] - DAY[0]:
-        day = variants.part(day, 0, DAY[1] - DAY[0])
-    own, without = ceilings.own_cost(day, options)
-    found = ceilings.capped_run(day, own * float(kind.removeprefix("ceiling-")), options)
+def _capped(source: Source, task: Task) -> dict[str, Any]:
+    day, kind = day_of(_scenario(source, task.scenario)), task.kind
+    if day.hours > ceilings.MOST_HOURS:
+        return {"note": f"{day.hours:.0f} hours are no day: name a part of them"}
+    without, base = _base(source, task.scenario)
+    found = ceilings.capped_run(day, sum(base.cost) * float(kind.removeprefix("ceiling-")), source.options)
     return {
         "rows": {kind: row(found.score)},
         "overspend": found.overspend,

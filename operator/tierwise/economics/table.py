@@ -62,7 +62,8 @@ def lines(name: str, results: Results, reference: Mapping[str, Any]) -> list[str
     }
     large = next((values["usd_per_hour"] for row, values in shown.items() if row.startswith("all-large")), None)
     out = [name]
-    out += [f"  {kind}: {result['note']}" for kind, result in results.items() if "note" in result and not shown]
+    plain = ("bound", "baselines", "planner")
+    out += [f"  {kind}: {results[kind]['note']}" for kind in plain if "note" in results.get(kind, {})]
     if shown:
         out.append(_HEADER)
     if bound is not None:

@@ -229,6 +229,24 @@ def slow(scenario: Scenario, _base: Record) -> Faulted:
     return Faulted(slow_start(scenario), ())
 
 
+def confidential(scenario: Scenario, _base: Record) -> Faulted:
+    """The first class may not leave the cluster, and all replicas of all tiers die at once: it has to wait for them."""
+    if not any(tier.params is None for tier in scenario.tiers):
+        raise NotApplicableError("no tier is a provider: nothing can leave the cluster")
+    inside = [tier.name for tier in scenario.tiers if tier.params is not None]
+    first = scenario.classes[0]
+    if not any(name in first.quality for name in inside):
+        raise NotApplicableError(f"{first.name} has no tier in the cluster")
+
+    def happen(runner: Runner) -> None:
+        fluid = _engine(runner)
+        for name in inside:
+            for _ in range(fluid.state[name].ready):
+                fluid.lose(name)
+
+    return Faulted(replace(scenario, sensitive=frozenset({first.name})), (Event(at_fault(scenario), happen),))
+
+
 FAULTS: Mapping[str, Callable[[Scenario, Record], Faulted]] = {
     "provider-outage": outage,
     "replica-lost": lost_replica,
@@ -236,4 +254,5 @@ FAULTS: Mapping[str, Callable[[Scenario, Record], Faulted]] = {
     "metrics-gone": silent,
     "cold-start-x3": slow,
     "quality-10": worse,
+    "confidential": confidential,
 }
