@@ -8,6 +8,7 @@ says what of it is real and what is modelled. Exit 1 when a promise is broken:
 - spent <= ceiling + 1 % of it + reaction time x burn rate (both printed; the reaction time is one step of the clock),
 - unused <= 5 % of the ceiling, as far as there were requests that were refused,
 - the ledger's sum differs from the independent count by less than 0.1 % of it,
+- so do its tokens by class, tier and consumer, and its lines add up to its sum, to the cent,
 - each refused request's body names the budget and says when it resets, and has a Retry-After,
 - no request fails otherwise, upstreams and clients count the same, and the next period begins with answers.
 """
@@ -35,6 +36,7 @@ from month_story import Outcome, Story
 OVERSPEND_PERCENT = Decimal(1)
 UNUSED_PERCENT = Decimal(5)
 LEDGER_PERCENT = Decimal("0.1")
+CENT = Decimal("0.01")
 MOST_REQUESTS = 200_000
 
 
@@ -82,6 +84,11 @@ class Verdict:
                 found.append(f"{self.missed:.2f} unused while requests were refused")
         if abs(self.ledger) >= LEDGER_PERCENT:
             found.append(f"the ledger is {self.ledger:+.3f} % off")
+        apart, whole = out.mistold()
+        if apart * 100 >= whole * LEDGER_PERCENT:
+            found.append(f"{apart} of {whole} tokens are told of another class, tier or consumer, or not at all")
+        if abs(out.told - out.counted - out.estimated) >= CENT:
+            found.append(f"the ledger's lines add up to {out.told:.4f}")
         if out.seen.mute:
             told = out.seen.mute[0]
             found.append(f"{len(out.seen.mute)} refusals lack the budget, its reset or Retry-After, such as {told}")
@@ -125,6 +132,8 @@ def _column(one: Verdict) -> list[tuple[str, str]]:
         ("ledger's error", f"{one.ledger:+.4f} %"),
         ("of it lost with a gateway that was killed", f"{-100 * out.lost / out.spent:+.4f} %"),
         ("what the ledger says that it is at most", _percent(out.bound, out.spent)),
+        ("tokens told of others, or lost", "{} of {}".format(*out.mistold())),
+        ("sum of the ledger's lines", f"{out.told:.4f}"),
         ("overspent", only(_percent(one.over, one.ceiling or Decimal(1)))),
         ("burn rate before the ceiling, per hour", only(f"{out.steepest / hours:.3f}")),
         ("bound: 1 % + reaction time x burn rate", only(_percent(one.bound, one.ceiling or Decimal(1)))),

@@ -33,6 +33,7 @@ from tierwise import planner
 from tierwise.adapters import queries
 from tierwise.adapters.prometheus import Prometheus
 from tierwise.api.namespace_budget import NamespaceBudget
+from tierwise.core import book
 from tierwise.core.ledger import Ledger, spend
 from tierwise.core.memory import LoopMemory
 from tierwise.core.signals import Signals
@@ -351,12 +352,19 @@ class Month:
 
     def _close(self) -> None:
         """The period's last round has been made."""
-        found = spend(self.ledger.accounts[objects.NAMESPACE, objects.BUDGET])
-        out = self.outcome
+        account, out = self.ledger.accounts[objects.NAMESPACE, objects.BUDGET], self.outcome
+        found = spend(account)
         out.counted, out.estimated, out.bound = found.counted, found.estimated, found.bound
         out.stubs = {name: dataclasses.replace(stub.log) for name, stub in self.stubs.items()}
         out.most_replicas = self.pods.most
         out.replica_hours = self.pods.seconds / 3600
+        lines = book.lines_of(book.settled(account.book))
+        out.told = sum((line.cost for line in lines.values()), Decimal(0))
+        for (tier, origin), line in lines.items():
+            who = out.by_origin[origin.class_name, tier, origin.consumer]
+            who.prompt += int(line.input_tokens + line.cached_input_tokens)
+            who.cached += int(line.cached_input_tokens)
+            who.completion += int(line.output_tokens)
         for name, stub in out.stubs.items():
             if stub != out.seen.by_tier[name]:
                 out.unbalanced.append(f"{name}: upstreams say {stub}, clients {out.seen.by_tier[name]}")

@@ -1,6 +1,6 @@
 """What happens in a simulated month, and what it came to."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -43,6 +43,7 @@ class Outcome:
 
     Attributes:
         spent, counted, estimated: in truth, and by the ledger.
+        told: sum of the ledger's lines; by_origin: tokens in them, by (class, tier, consumer).
         seen: by clients. stubs: tier -> what upstreams wrote down.
         rungs: (moment, action or None) of each change.
         steepest: most that was spent in one of the last steps before the ceiling.
@@ -59,6 +60,8 @@ class Outcome:
     replicas: Decimal = Decimal(0)
     counted: Decimal = Decimal(0)
     estimated: Decimal = Decimal(0)
+    told: Decimal = Decimal(0)
+    by_origin: dict[tuple[str, str, str], Tokens] = field(default_factory=lambda: defaultdict(Tokens))
     seen: Seen = field(default_factory=Seen)
     stubs: dict[str, Tokens] = field(default_factory=dict)
     rungs: list[tuple[datetime, str | None]] = field(default_factory=list)
@@ -74,6 +77,16 @@ class Outcome:
     most_replicas: int = 0
     replica_hours: Decimal = Decimal(0)
     unbalanced: list[str] = field(default_factory=list)
+
+    def mistold(self) -> tuple[int, int]:
+        """Tokens that the ledger tells of another class, tier or consumer than clients, or not at all; of how many."""
+        seen, told = self.seen.by_caller, self.by_origin
+        whole = sum(tokens.prompt + tokens.completion for tokens in seen.values())
+        apart = 0
+        for who in {*seen, *told}:
+            one, other = seen.get(who, Tokens()), told.get(who, Tokens())
+            apart += abs(one.prompt - other.prompt) + abs(one.completion - other.completion)
+        return apart, whole
 
 
 def merge(into: Seen, more: Seen) -> None:

@@ -31,7 +31,14 @@ async def test_a_days_ceiling_holds_through_real_gateways(tmp_path):
     print(bench_budget.table(bench_budget.rows([verdict])))
     print(bench_budget.rungs(verdict))
     # A killed gateway takes more of a day with it than of a month.
-    alone = dataclasses.replace(outcome, counted=outcome.counted + outcome.lost)
+    apart, whole = outcome.mistold()
+    assert apart < 0.01 * whole
+    alone = dataclasses.replace(
+        outcome,
+        counted=outcome.counted + outcome.lost,
+        told=outcome.told + outcome.lost,
+        by_origin=outcome.seen.by_caller,
+    )
     assert bench_budget.Verdict(Decimal(35), alone).broken() == []
     assert outcome.seen.refused.total() > 100
     assert outcome.downgraded > 0
@@ -41,9 +48,12 @@ async def test_a_days_ceiling_holds_through_real_gateways(tmp_path):
 def made(**fields) -> list[str]:
     """What is found broken in a made-up run."""
     outcome = Outcome(dataclasses.replace(DAY, ceiling=Decimal(100)), spent=Decimal(100), counted=Decimal(100))
+    outcome.seen.by_caller["chat", "mini", "app"] = Tokens(10, 500, 0, 500)
+    outcome.by_origin["chat", "mini", "app"] = Tokens(0, 500, 0, 500)
     outcome.steepest, outcome.after[200] = Decimal("0.5"), 5
     for name, value in fields.items():
         setattr(outcome, name, value)
+    outcome.told = fields.get("told", outcome.counted)
     return bench_budget.Verdict(Decimal(200), outcome).broken()
 
 
@@ -54,6 +64,8 @@ def made(**fields) -> list[str]:
         ({"spent": Decimal(94), "counted": Decimal(94), "kept_out": Decimal(6)}, "6.00 unused"),
         ({"counted": Decimal("100.1")}, "the ledger is +0.100 % off"),
         ({"counted": Decimal("99.9")}, "the ledger is -0.100 % off"),
+        ({"told": Decimal("100.01")}, "add up to 100.01"),
+        ({"by_origin": {("chat", "mini", "tool"): Tokens(0, 1, 0, 0)}}, "1001 of 1000 tokens"),
         ({"unbalanced": ["frontier: ..."]}, "frontier"),
         ({"after": {429: 1, 200: 3}}, "the next period"),
     ],
