@@ -1,6 +1,6 @@
 """A month under ceilings: do they hold, is what they grant used, is the ledger right, do refusals explain themselves?
 
-    python tests/envoy/bench_budget.py [--requests 40000] [--share 30 --share 60 ...] [--plant NAME] [--json FILE]
+    python tests/envoy/bench_budget.py [--share 30 --share 60 ...] [--plant NAME] [--day] [--json FILE]
 
 One month without a ceiling tells the natural spend; then the same demand meets ceilings at shares of it. `month.py`
 says what of it is real and what is modelled. Exit 1 when a promise is broken:
@@ -31,7 +31,7 @@ from pathlib import Path
 import structlog
 from month import play
 from month_plants import PLANTS
-from month_story import Outcome, Story
+from month_story import DAY, Outcome, Story
 
 OVERSPEND_PERCENT = Decimal(1)
 UNUSED_PERCENT = Decimal(5)
@@ -191,17 +191,19 @@ def judge(story: Story, shares: Iterable[int], *, at_once: int = 2) -> list[Verd
 def main() -> int:
     """Run, print, judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=Story().requests, help="of each run")
+    parser.add_argument("--requests", type=int, help="of each run")
     parser.add_argument("--share", type=int, action="append", help="ceiling in percent of natural spend")
     parser.add_argument("--plant", choices=PLANTS, default="", help="a defect that has to be noticed")
+    parser.add_argument("--day", action="store_true", help="one day and its budget, and no gateway is killed: a minute")
     parser.add_argument("--at-once", type=int, default=2, help="runs at the same time")
     parser.add_argument("--json", type=Path, help="keep the figures")
     options = parser.parse_args()
     shares = options.share or [30, 60, 90]
-    if options.requests * (1 + len(shares)) > MOST_REQUESTS:
+    form = replace(DAY, crash=None) if options.day else Story()
+    story = replace(form, requests=options.requests or form.requests, plant=options.plant)
+    if story.requests * (1 + len(shares)) > MOST_REQUESTS:
         parser.error(f"more than {MOST_REQUESTS} requests in all")
     began = time.monotonic()
-    story = Story(requests=options.requests, plant=options.plant)
     verdicts = judge(story, shares, at_once=options.at_once)
     print(table(rows(verdicts)))
     print(f"\nreaction time: {story.step.total_seconds() / 60:.0f} minutes of the injected clock, one step")

@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import month_objects as objects
@@ -35,6 +35,18 @@ class Story:
     raise_price: float | None = 15.0
     ladder: tuple[tuple[str, str], ...] = objects.LADDER
     plant: str = ""
+
+
+DAY = Story(
+    start=datetime(2026, 11, 2, tzinfo=UTC),
+    period="Day",
+    days=1,
+    requests=1400,
+    crash=0.37,
+    restart=0.58,
+    raise_price=0.5,
+)
+"""The short form: a day, with a budget for the day. About 35 without a ceiling."""
 
 
 @dataclass(slots=True)

@@ -1,27 +1,18 @@
 """A day of the bench, with its budget, through real gateways: the bench itself must work, and its promises hold."""
 
 import dataclasses
-from datetime import UTC, datetime
 from decimal import Decimal
 
 import bench_budget
+import month_story
 import pytest
 from month import play
 from month_demand import month
 from month_objects import Price
-from month_story import Outcome, Story
+from month_story import Outcome
 from month_wire import Tokens
 
-DAY = Story(
-    start=datetime(2026, 11, 2, tzinfo=UTC),
-    period="Day",
-    days=1,
-    requests=1400,
-    ceiling=Decimal("21.00"),
-    crash=0.37,
-    restart=0.58,
-    raise_price=0.5,
-)
+DAY = dataclasses.replace(month_story.DAY, ceiling=Decimal("21.00"))
 """About 60 % of what the day costs without a ceiling."""
 
 
