@@ -145,7 +145,10 @@ def test_shares_of_a_slot_add_up_to_it_exactly(work, cost, room):
     total = sum(shares.values(), Line())
     assert (total.replica_cost, total.estimated_replica_cost) == (window.cost, window.estimated)
     assert total.replica_seconds == window.seconds
+    assert all(getattr(line, name) >= 0 for line in shares.values() for name in book.FIELDS)
     done = sum(work.values())
+    if done and done >= room:
+        assert IDLE not in shares, "all of it was used"
     for origin, units in work.items():
         fair = window.cost * units / max(done, room) if done and room else window.cost * units / done if done else 0
         got = shares.get(origin, Line()).replica_cost

@@ -4,12 +4,18 @@ import asyncio
 import os
 import random
 import time
+from datetime import timedelta
+from decimal import Decimal
 
 import pytest
 import pytest_asyncio
-from accounting_lab import STORIES, Log, Metered, Truth, counted, make, octets, send, truth, words
+from accounting_lab import LABEL, STORIES, Log, Metered, Truth, counted, make, octets, send, truth, words
 from envoy_lab import Lab, consumer, external, in_cluster, policy, world
 
+from tierwise.adapters import answers
+from tierwise.core import book, ledger, usage
+from tierwise.core.ledger import Account, TokenPrices, Use
+from tierwise.core.signals import Origin
 from tierwise.render.envoy.options import Authentication
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -128,6 +134,84 @@ async def test_an_independent_count_agrees(lab, metered):
     assert not wrong
     assert "non-number" not in lab.log()
     assert "script log" not in lab.log()
+
+
+async def scraped(lab):
+    """One scrape of the gateway, as Prometheus keeps it."""
+    async with lab.http.get(f"http://127.0.0.1:{lab.metrics_port}/stats/prometheus") as response:
+        text = await response.text()
+    now = time.time()
+    rows = []
+    for line in text.splitlines():
+        name, _, rest = line.partition("{")
+        if name.startswith(("envoy_tierwise_", "envoy_server_uptime")) and "_bucket" not in name:
+            labels, _, value = rest.rpartition("} ")
+            metric = {"__name__": name, "instance": "gateway-0", **dict(LABEL.findall(labels))}
+            rows.append({"metric": metric, "values": [[now, value]]})
+    return answers.parse_usage(rows)
+
+
+async def test_the_ledger_charges_each_caller_what_upstreams_wrote_down(lab, metered):
+    """From the gateway's own scrape to lines of the ledger: exact where usage was reported, never low otherwise."""
+    dice = random.Random(20261127)
+    namespaces, count = ["legal", "sales"], 150
+    requests = {r.id: r for r in (make(n, dice, namespaces, POLICIES, CONSUMERS) for n in range(count))}
+    targets = [(namespace, tier) for namespace in namespaces for tier in ("compact", "large")]
+    before = await scraped(lab)
+    _, cursor = usage.read(
+        before.series, usage.Cursor(), tiers=targets, instances=before.instances, uptimes=before.uptimes
+    )
+    ended = sum(of["requests", ""] for of in (await counted(lab)).values())
+    await play(lab, requests.values(), metered, dice)
+
+    async def all_ended():
+        return sum(of["requests", ""] for of in (await counted(lab)).values()) == ended + count
+
+    await lab.eventually(all_ended, seconds=10)
+    await asyncio.sleep(0.5)
+    after = await scraped(lab)
+    readings, cursor = usage.read(after.series, cursor, tiers=targets, instances=after.instances, uptimes=after.uptimes)
+    prices = TokenPrices(Decimal("0.25"), Decimal("0.025"), Decimal(2))
+    true, wrong, charged = truth(requests, metered), [], Decimal(0)
+    for namespace in namespaces:
+        start = min(reading.since for reading in readings.values()) - timedelta(seconds=1)
+        account = Account(start, start + timedelta(days=1), start)
+        uses = [
+            Use(tier, external=True, token_prices=prices, reading=readings[namespace, tier])
+            if (namespace, tier) != ("legal", "compact")
+            else Use(tier, 1, 1, Decimal(36), reading=readings[namespace, tier])
+            for tier in ("compact", "large")
+        ]
+        end = max(reading.until for reading in readings.values())
+        account = ledger.accrue(account, uses, end, max_gap_seconds=600)
+        found = book.lines_of(book.settled(account.book))
+        assert book.total(account.book).cost == ledger.spend(account).total
+        charged += ledger.spend(account).total
+        for policy_name, kind, consumer_name in {(r.policy, r.kind, r.consumer) for r in requests.values()}:
+            for tier in ("compact", "large"):
+                line = found.get((tier, Origin(policy_name, kind, consumer_name)), book.Line())
+                who = (namespace, policy_name, kind, tier, consumer_name)
+                real = true.get((*who, ""), Truth())
+                tokens = (real.prompt - real.cached, real.cached, real.completion)
+                if (line.input_tokens, line.cached_input_tokens, line.output_tokens) != tokens:
+                    wrong.append((who, line, tokens))
+                if (namespace, tier) == ("legal", "compact"):
+                    assert line.input_cost == line.output_cost == 0, "paid by the replica"
+                    continue
+                cost = sum(n * price for n, price in zip(tokens, vars_of(prices), strict=True)) / 1_000_000
+                lost = [true.get((*who, reason), Truth()) for reason in ("unreported", "aborted", "discarded")]
+                most = sum(each.prompt * prices.input + each.completion * prices.output for each in lost) / 1_000_000
+                if line.measured != cost or line.estimated < most:
+                    wrong.append((who, line.measured, cost, line.estimated, most))
+    assert not wrong
+    assert charged > 0
+    again = await scraped(lab)
+    nothing, _ = usage.read(again.series, cursor, tiers=targets, instances=again.instances, uptimes=again.uptimes)
+    assert all(reading.requests == 0 for reading in nothing.values()), "what was counted is counted once"
+
+
+def vars_of(prices):
+    return (prices.input, prices.cached_input, prices.output)
 
 
 def report(true, seen, requests, attempts, seconds):
