@@ -66,7 +66,7 @@ def check_line(one: Check) -> str:
 def _sums(rows: Iterable[Row]) -> dict[tuple[str, str], tuple[Decimal, Decimal]]:
     found: dict[tuple[str, str], tuple[Decimal, Decimal]] = {}
     for row in rows:
-        measured, estimated = found.get((row.namespace, row.currency), (Decimal(0), Decimal(0)))
+        measured, estimated = found.get((row.namespace, row.currency), (Decimal("0.00"), Decimal("0.00")))
         key = (row.namespace, row.currency)
         found[key] = (measured + (row.measured or Decimal(0)), estimated + (row.estimated or Decimal(0)))
     return found
