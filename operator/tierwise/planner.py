@@ -36,7 +36,6 @@ from tierwise.core import (
 from tierwise.core.decision import Decision
 from tierwise.core.enforcement import Standing
 from tierwise.core.kept import Kept
-from tierwise.core.ladder import LadderMemory
 from tierwise.core.ledger import Account, Ledger
 from tierwise.core.memory import LoopMemory
 from tierwise.core.plan import EventRecord, Gauge, Manifest, ObjectRef, Plan, StatusApply
@@ -184,11 +183,12 @@ def _accounts(world: World, seen: Situation, memory: LoopMemory) -> dict[Key, St
             continue
         which = (key.namespace, key.name)
         account = accounts.account(world, seen, budget, world.ledger.accounts.get(which))
+        figures = outlook.outlook(seen, budget, account)
         found[key] = enforcement.climbed(
             budget,
             account,
-            outlook.outlook(seen, budget, account),
-            memory.ladders.get(which, LadderMemory()),
+            figures,
+            memory.ladders.get(which) or enforcement.recalled(budget, account, figures),
             blind=budget_status.uncounted(world, seen, budget),
         )
     return found

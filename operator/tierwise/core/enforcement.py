@@ -74,6 +74,18 @@ def climbed(budget: NamespaceBudget, account: Account, seen: Outlook, memory: La
     )
 
 
+def recalled(budget: NamespaceBudget, account: Account, seen: Outlook) -> LadderMemory:
+    """What a ladder remembers that this process has not climbed: after a restart, or of a new budget.
+
+    A rung may have been reached by what was in flight then. How much that was nobody wrote down, but it was enough for
+    the rung: so much is taken, as long as the spec is the one that the rung was reached under.
+    """
+    if account.rung is None or budget.status.observed_generation != budget.metadata.generation:
+        return LadderMemory()
+    enough = account.rung * (seen.ceiling - seen.committed) / 100 - seen.spent
+    return LadderMemory(allowance=max(Decimal(0), enough))
+
+
 def held(situation: Situation, standings: Iterable[Standing]) -> Hold:
     """What the budgets ask of the plan."""
     budgets = tuple(standings)
