@@ -128,6 +128,11 @@ def test_lines_add_up_and_a_restart_at_any_point_changes_nothing(steps, restarts
     assert held.entries["own"].replica_seconds == truth["seconds"] if "own" in held.entries else True
 
 
+def test_a_cost_of_zero_is_not_an_unknown_one():
+    entries = {"free": ledger.Entry(cost=Decimal(0)), "unknown": ledger.Entry(unpriced_requests=Decimal(1))}
+    assert round_trip(Account(START, END, START, entries=entries, currency="EUR")).entries == entries
+
+
 @given(
     st.dictionaries(st.sampled_from(ORIGINS), st.integers(0, 10**6), max_size=4),
     st.integers(0, 10**9),

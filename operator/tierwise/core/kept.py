@@ -202,12 +202,14 @@ def _content(kept: Kept) -> dict[str, Any]:
 
 
 _WINDOW = ("seconds", "estimated_seconds", "cost", "estimated", "unpriced_seconds", "room")
+_NOTHING = Entry()
 _NUMBERS = tuple(each.name for each in fields(Entry) if each.name != "counted_until")
 
 
 def _entry(entry: Entry) -> dict[str, str | None]:
-    found = {name: _maybe(getattr(entry, name)) for name in _NUMBERS}
-    return {name: value for name, value in found.items() if value != "0"} | {"until": _time(entry.counted_until)}
+    # A cost of zero is known, one that is None is not.
+    found = {name: _maybe(getattr(entry, name)) for name in _NUMBERS if getattr(entry, name) != getattr(_NOTHING, name)}
+    return found | {"until": _time(entry.counted_until)}
 
 
 def _from_entry(found: Mapping[str, str | None]) -> Entry:
