@@ -40,7 +40,7 @@ def test_its_plots_show_what_the_timeline_holds():
     replicas = plot(tree, "Replicas")
     assert replicas["compact"][10] == "1"
     assert replicas["compact"][50] == "2"
-    assert replicas["large, all-large"][50] == "2"
+    assert replicas["all-large"][50] == "2"
     cost = plot(tree, "Cost")
     assert set(cost) == {"auto", "all-large"}
     assert cost["all-large"][50] == "14.4"

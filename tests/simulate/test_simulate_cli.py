@@ -219,3 +219,14 @@ def test_a_profile_in_yaml_and_a_fit_in_csv_replace_the_table(folder):
     told = found(*args, "--profile", fit)
     assert told["inputs"]["engines"]["small"] == "fit.csv, Qwen/Qwen3-8B on 1 x h100_sxm, times x 1.35"
     assert told["inputs"]["engines"]["large"].startswith("qwen3-32b/")
+
+
+def test_how_far_fluid_and_event_level_agree_is_printed(folder):
+    trace = folder / "minutes.csv"
+    done = run("-f", folder / "objects.yaml", "--trace", f"code={trace}", "--trace", f"chat={trace}", "--agreement")
+    assert done.exit_code == 0
+    same = done.stdout.partition("each under the planner")[0]
+    (cost,) = re.findall(r"cost\s+[\d.,]+\s+[\d.,]+\s+([+-][\d.]+) %", same)
+    (points,) = re.findall(r"all within objective\s+([+-][\d.]+) points", same)
+    assert abs(float(cost)) <= 2.0
+    assert abs(float(points)) <= 2.0

@@ -128,7 +128,7 @@ def _replicas(points: Sequence[Point], terms: Terms, times: Sequence[float]) -> 
             if tier.external or not any(seen.values()):
                 continue
             values = [None if (count := seen.get(int(at))) is None else float(count) for at in times]
-            label = name if not dashed else f"{name}, {objects.ALL_LARGE}"
+            label = objects.ALL_LARGE if dashed else name
             series.append(Series(label, values, colours[name], dashed))
     note = "Pods at the API server, starting and draining ones included; measured. Dashed: all-large."
     return Chart("Replicas", "Pods", times, series, kind="step", note=note)
@@ -280,4 +280,4 @@ def _way(arm: ArmOutcome, first: ArmOutcome) -> tuple[str, ...]:
 
 def _checks(outcome: Outcome) -> Table:
     rows = [(check.name, "held" if check.held else "NOT HELD", check.text) for check in outcome.checks]
-    return Table("Checks", ("promise", "", "figures"), rows)
+    return Table("Checks", ("promise", "", "figures"), rows, prose=True)

@@ -60,6 +60,7 @@ _HOURS = re.compile(r"^(?:(\d+(?:\.\d+)?)-)?(\d+(?:\.\d+)?)$")
 @click.option("--round", "round_seconds", type=click.FloatRange(1, 3600), help="Seconds between planning rounds.")
 @click.option("--warm-up/--no-warm-up", default=True, help="Begin with a system that already runs.")
 @click.option("--optimum", is_flag=True, help="Compare with the offline optimum, which knows the trace.")
+@click.option("--agreement", is_flag=True, help="Print how far fluid and event level agree on this, instead.")
 @click.option("-n", "--namespace", help="Which, where manifests are of several.")
 @click.option("-o", "--output", "form", type=click.Choice(["table", "json", "yaml"]), default="table", help="Form.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a report with plots here.")
@@ -80,6 +81,7 @@ def simulate(
     *,
     warm_up: bool,
     optimum: bool,
+    agreement: bool,
 ) -> None:
     """Simulate the operator's own planner on a trace of requests, with the tiers and policies of these manifests.
 
@@ -102,7 +104,12 @@ def simulate(
         round_seconds=round_seconds,
         warm_up=warm_up,
     )
-    run = simulation.perform(simulation.prepare(made, given(made, trace_options), options))
+    ready = simulation.prepare(made, given(made, trace_options), options)
+    if agreement:
+        for name, each in simulation.agreements(ready).items():
+            simulate_text.show_agreement(name, each)
+        return
+    run = simulation.perform(ready)
     simulated = time.monotonic() - began
     found = figures.document(run, optimum=optimum)
     if html is not None:

@@ -54,7 +54,8 @@ def _percent(value: float | None) -> str:
 
 
 def _headline(found: Mapping[str, Any], money: str) -> list[Figure]:
-    total = f"{float(found['cost']['total']):,.2f} {money} in {found['hours']:g} h"
+    long = f"{found['hours']:.4g} h" if found["hours"] >= 2 else f"{60 * found['hours']:.3g} min"
+    total = f"{float(found['cost']['total']):,.2f} {money} in {long}"
     out = [Figure("Cost", f"{float(found['cost']['perHour']):,.2f}", total, f"{money}/h")]
     names = {
         "perToken": "all-large, per token",

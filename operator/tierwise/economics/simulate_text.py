@@ -7,6 +7,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from tierwise.simulate.agreement import Agreement
+
 WIDTH = 110
 
 
@@ -18,11 +20,8 @@ def show(found: Mapping[str, Any]) -> None:
     money = found["currency"]
     given = found["inputs"]
     console.print(f"Simulated: {found['model']}.", highlight=False)
-    console.print(
-        f"{found['requests']['total']:,} requests in {found['hours']:g} h, planning every {given['roundSeconds']:g} s, "
-        f"seed {given['seed']}.",
-        highlight=False,
-    )
+    rounds = f"planning every {given['roundSeconds']:g} s, seed {given['seed']}"
+    console.print(f"{found['requests']['total']:,} requests in {found['hours']:.4g} h, {rounds}.", highlight=False)
     table = _table("Cost (simulated, at declared prices)", "way", f"{money}/h", "times", "within objective")
     mean = float(found["cost"]["perHour"])
     table.add_row("as simulated", f"{mean:,.2f}", "1.00", _percent(found["attainment"]["overall"]))
@@ -96,3 +95,18 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
     if best and "why" in best:
         lines.append(f"Offline optimum: {best['why']}.")
     return lines
+
+
+def show_agreement(name: str, found: Agreement) -> None:
+    """Print both simulators beside each other."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    table = _table(f"Fluid and event level, {name} (simulated)", "", "fluid", "event level", "difference")
+    cost = f"{found.fluid_cost:,.2f}", f"{found.events_cost:,.2f}", f"{found.cost_percent:+.2f} %"
+    table.add_row("cost", *cost)
+    for each in found.requests:
+        fluid, events = found.fluid_attainment[each], found.events_attainment[each]
+        table.add_row(f"{each} within objective", f"{fluid:.2f} %", f"{events:.2f} %", f"{events - fluid:+.2f} points")
+    table.add_row("all within objective", "", "", f"{found.attainment_points:+.2f} points")
+    console.print(table)

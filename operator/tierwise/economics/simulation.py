@@ -12,7 +12,8 @@ from tierwise.api.namespace_budget import NamespaceBudget, Period
 from tierwise.core.signals import ClassKey, Signals
 from tierwise.economics.scenarios import Scenario
 from tierwise.errors import TierwiseError
-from tierwise.simulate import requests, traces
+from tierwise.simulate import agreement, requests, traces
+from tierwise.simulate.agreement import Agreement
 from tierwise.simulate.budgets import BudgetLoop
 from tierwise.simulate.driver import Wanted
 from tierwise.simulate.events import Events
@@ -346,3 +347,32 @@ def _single(run: Run, name: str) -> Requests:
     if each.single is not None:
         return each.single
     return requests.drawn(run.scenario.traces[name], run.options.seed)
+
+
+def agreements(run: Run) -> dict[str, Agreement]:
+    """The fluid simulator beside the event-level one: under the same decisions, and each under the planner.
+
+    The first quarter of the run, at most an hour, brings both up to date and does not count.
+    """
+    scenario, setting = run.scenario, run.setting
+    named = {name: key for key, name in keys(setting).items()}
+    policy = next(iter(setting.policies.values())).metadata.name
+    first = min(scenario.slots // 4, round(3600 / scenario.slot_seconds))
+    singles = {name: each.single for name, each in run.given.items() if each.single is not None}
+
+    def compare(again: BudgetLoop | None) -> Agreement:
+        return agreement.compare(
+            scenario.tiers,
+            scenario.classes,
+            scenario.traces,
+            scenario,
+            planner(setting),
+            Observer(setting.namespace, policy, keys=named),
+            first=first,
+            slots=scenario.slots - first,
+            seed=run.options.seed,
+            again=again,
+            singles=singles if len(singles) == len(scenario.classes) else None,
+        )
+
+    return {"the same decisions": compare(None), "each under the planner": compare(planner(setting))}

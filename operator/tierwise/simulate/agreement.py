@@ -7,7 +7,7 @@ from tierwise.core.signals import Signals
 from tierwise.simulate.driver import Wanted
 from tierwise.simulate.events import Events
 from tierwise.simulate.fluid import Fluid, FluidClass, FluidTier, Replicas, TierSlot
-from tierwise.simulate.requests import RequestFeed, drawn
+from tierwise.simulate.requests import RequestFeed, Requests, drawn
 from tierwise.simulate.run import Controller, Feed, Record, Runner, run
 from tierwise.simulate.signals import Observer
 from tierwise.simulate.traces import SlotTrace
@@ -80,6 +80,7 @@ def compare(
     slots: int,
     seed: int = 0,
     again: Controller | None = None,
+    singles: Mapping[str, Requests] | None = None,
 ) -> Agreement:
     """Run the fluid engine under a controller, then single requests drawn from the same slots under the same decisions.
 
@@ -94,12 +95,13 @@ def compare(
         slots: how many are compared.
         seed: of the requests.
         again: who decides in the event-level run; None: the decisions of the fluid one once more.
+        singles: class -> its single requests, where the trace has them; None: drawn from the slots.
     """
     seconds = next(iter(traces.values())).slot_seconds
     fluid = Fluid(tiers, classes)
     fluid.scale(controller.wanted().replicas)
     record = run(Runner(fluid, controller, observer, seconds), feed, first + slots)
-    requests = {name: drawn(trace.part(0, first + slots), seed) for name, trace in traces.items()}
+    requests = singles or {name: drawn(trace.part(0, first + slots), seed) for name, trace in traces.items()}
     events = Events(tiers, classes, requests, seed=seed)
     events.scale(record_wants(record)[0].replicas)
     second = again or Replayed(record_wants(record))

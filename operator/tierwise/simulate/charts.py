@@ -16,6 +16,10 @@ MOST_POINTS = 400
 COLOURS = 8
 LABEL_GAP = 0.085
 """Least distance of two direct labels, as a share of a plot's height: a line of text in 200 pixels."""
+THIN = 0.04
+"""An area that ends thinner than this, as a share of a plot's height, has no direct label but a legend."""
+LOWEST = 0.94
+"""A direct label ends above the words of the time axis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +256,9 @@ def _legend(chart: Chart) -> str:
         f'<li><i class="key c{each.colour % COLOURS}{" dashed" if each.dashed else ""}"></i>{escape(each.name)}</li>'
         for each in chart.series
     )
-    return f'<ul class="legend">{entries}</ul>'
+    ends = [_last(each.values) or 0.0 for each in chart.series]
+    thin = chart.kind == "stack" and min(ends) < THIN * (sum(ends) or 1.0)
+    return f'<ul class="legend{" always" if thin else ""}">{entries}</ul>'
 
 
 def _y_labels(at: Sequence[float], low: float, high: float) -> str:
@@ -287,7 +293,7 @@ def _ends(chart: Chart, edges: Sequence[Sequence[float | None]], low: float, hig
         if chart.kind == "stack":
             below = _last(before) or 0.0
             before = upper
-            if last - below < 0.02 * (high - low):
+            if last - below < THIN * (high - low):
                 continue
             last = (last + below) / 2
         places.append((_y(last, low, high) / 1000, each))
@@ -295,7 +301,7 @@ def _ends(chart: Chart, edges: Sequence[Sequence[float | None]], low: float, hig
     shown: list[float] = []
     for top, _ in places:
         shown.append(max(top, shown[-1] + LABEL_GAP) if shown else top)
-    over = shown[-1] - 1.0 if shown else 0.0
+    over = shown[-1] - LOWEST if shown else 0.0
     if over > 0:
         shown = [max(LABEL_GAP * place, top - over) for place, top in enumerate(shown)]
     return "".join(

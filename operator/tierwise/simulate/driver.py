@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+from tierwise.api.in_cluster import InCluster
 from tierwise.api.model_tier import ModelTier
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.api.routing_policy_status import ClassStatus, RoutingPolicyStatus, TierWeight
@@ -81,8 +82,12 @@ class PlannerLoop:
             low, high = inside.replicas.min, inside.replicas.max
             self._bounds[key.name] = (max(1, low), high)
             self._desired[key.name] = low
-            spec = HpaSpec(float(engines.scaling_target(inside)), max(1, low), high)
-            spec = HpaSpec(spec.target, spec.min_replicas, high, down_stabilisation_seconds=HPA_DOWN_SECONDS)
+            spec = HpaSpec(
+                float(engines.scaling_target(inside)),
+                max(1, low),
+                high,
+                down_stabilisation_seconds=_down_seconds(inside),
+            )
             self._hpas[key.name] = Hpa(spec)
 
     def wanted(self) -> Wanted:
@@ -191,3 +196,11 @@ def _with_weights(policy: RoutingPolicy, decision: Decision) -> RoutingPolicy:
         for name, outcome in mine.items()
     )
     return policy.model_copy(update={"status": RoutingPolicyStatus(classes=classes)})
+
+
+def _down_seconds(inside: InCluster) -> float:
+    """How long the tier's autoscaler waits before it shrinks: the user's word, else what the operator writes."""
+    behavior = inside.autoscaling.behavior
+    rules = behavior.scale_down if behavior is not None else None
+    stated = rules.stabilization_window_seconds if rules is not None else None
+    return HPA_DOWN_SECONDS if stated is None else float(stated)

@@ -27,12 +27,13 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table; the first column names the row. `note` says where the figures are from."""
+    """A table; the first column names the row. `note` says where the figures are from; `prose`: cells are words."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+    prose: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +134,9 @@ def _table(table: Table) -> str:
         for row in table.rows
     )
     note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
+    kind = ' class="prose"' if table.prose else ""
     return (
-        f'<div class="wide"><table><caption>{escape(table.title)}</caption><thead><tr>{head}</tr></thead>'
+        f'<div class="wide"><table{kind}><caption>{escape(table.title)}</caption><thead><tr>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table>{note}</div>"
     )
 

@@ -26,6 +26,7 @@ figure{margin:0;min-width:0}
 figcaption{margin-bottom:10px}
 .unit{color:var(--soft);font-size:.85rem;margin-left:.3em}
 .legend{display:none;flex-wrap:wrap;gap:2px 14px;list-style:none;margin:0 0 6px;padding:0;font-size:.82rem}
+.legend.always{display:flex}
 .key{display:inline-block;width:14px;height:0;border-top:3px solid;margin-right:6px;vertical-align:middle}
 .key.dashed{border-top-style:dashed}
 .frame{display:grid;grid-template-columns:52px minmax(0,1fr) 104px;height:210px}
@@ -64,6 +65,8 @@ th,td{padding:4px 12px 4px 0;border-bottom:1px solid var(--rule);text-align:righ
 th:first-child,.prose th,.prose td{text-align:left}
 .prose th,.prose td{padding:5px 12px}
 .prose td:nth-child(2){white-space:nowrap}
+td{white-space:nowrap}
+.prose td{white-space:normal}
 thead th{color:var(--soft);font-size:.8rem;border-bottom-color:var(--soft)}
 details{margin-top:6px;font-size:.85rem}
 summary{cursor:pointer;color:var(--soft)}
