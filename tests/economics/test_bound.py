@@ -24,7 +24,7 @@ def tiny(floor, quality=(70.0, 80.0), startup=60.0):
     tiers = (FluidTier("inside", PARAMS, 60.0, startup_seconds=startup), FluidTier("outside", price_in=1.0))
     made = Scenario("tiny", "outside", {"chat": floor}, tiers, (each,), {"chat": trace}, {"inside": PARAMS})
     inside = np.array([1.0, 3.0, 1.0])
-    money = np.array([120.0, 240.0, 120.0])
+    money = np.array([120.0, 900.0, 120.0])
     pair = ("chat", "inside")
     have = Loads({"inside": 0.7}, {pair: inside}, {pair: 2 * inside}, {("chat", "outside"): money},
                  {"chat": np.ones(3) / 3}, 3, 60.0)  # fmt: skip

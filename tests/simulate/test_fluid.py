@@ -77,3 +77,18 @@ def test_a_provider_costs_tokens_and_is_within_the_objective():
     slot = engine(0).step({"chat": Demand(1000, 1000, 100, 1000)}, {"chat": {"outside": 1}}, 60.0)
     assert slot.cost == pytest.approx(1000 * (1000 * 1 + 50 * 10) / 1e6)
     assert slot.flows["chat", "outside"].kept == 1000
+
+
+def test_a_burst_is_judged_beside_the_mean_of_other_classes():
+    # alone 15/s fill 53% in the burst; with another class's mean of 10/s (35%) beside it 88% break the limit of 75%
+    chat, code = a_class(), a_class()
+    code = FluidClass("code", code.objective, code.p95_prompt, code.quality, code.output_factor)
+    fluid = Fluid((TIER,), (chat, code))
+    fluid.state["inside"].ready = 1
+    demand = {"chat": Demand(250, 1000, 100, 150), "code": Demand(600, 1000, 100, 100)}
+    slot = fluid.step(demand, {"chat": {"inside": 1}, "code": {"inside": 1}}, 60.0)
+    assert slot.flows["chat", "inside"].kept == 100
+    assert slot.flows["code", "inside"].kept == 600
+    alone = Fluid((TIER,), (chat,))
+    alone.state["inside"].ready = 1
+    assert alone.step(demand, {"chat": {"inside": 1}}, 60.0).flows["chat", "inside"].kept == 250

@@ -83,7 +83,11 @@ def _made(source: Source, task: Task) -> dict[str, Any]:
     elif task.kind == "baselines":
         made = _baselines(scenario)
     elif task.kind == "planner":
-        made = {"rows": {"planner": row(bench.planner_run(scenario, source.options)[0])}}
+        made = {
+            "rows": {"planner": row(bench.planner_run(scenario, source.options)[0])},
+            "floor_loss": _floor_loss(scenario),
+            "hours": scenario.hours,
+        }
     elif task.kind == "step":
         made = _step(scenario, source.options)
     elif task.kind in CAPPED:
@@ -93,6 +97,16 @@ def _made(source: Source, task: Task) -> dict[str, Any]:
     else:
         made = _variant(source, task)
     return made
+
+
+def _floor_loss(scenario: Scenario) -> float:
+    """Percent that the floors allow the worst class to lose."""
+    lost = [
+        1 - scenario.floors[each.name] / each.quality[scenario.reference]
+        for each in scenario.classes
+        if each.quality[scenario.reference] > 0
+    ]
+    return 100 * max(lost, default=0.0)
 
 
 def row(score: Score) -> dict[str, Any]:

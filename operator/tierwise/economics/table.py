@@ -152,6 +152,7 @@ def checks(name: str, results: Results, reference: Mapping[str, Any]) -> list[Ch
             continue
         holds = dominates(planner, values)
         found.append(Check(f"{'dominates' if holds else 'does not dominate'} {other}", holds))
+    found += _promises(results, planner)
     goal, replay = GOALS.get(name), results.get("bound", {}).get("replay")
     if goal is None or replay is None:
         return found
@@ -165,6 +166,40 @@ def checks(name: str, results: Results, reference: Mapping[str, Any]) -> list[Ch
         large = next((v["usd_per_hour"] for row, v in rows.items() if row.startswith("all-large")), None)
         if large is not None:
             found.append(Check(f"saving {large / cost:.2f}, goal {goal.saving:g}", large / cost >= goal.saving))
+    return found
+
+
+LONG_HOURS = 24.0
+REVERSALS_A_DAY = 24.0
+LOSS_POINTS = 0.2
+SETTLED_SECONDS = 600.0
+FAULT_POINTS = 2.0
+OVERSPEND_PERCENT = 2.0
+
+
+def _promises(results: Results, planner: Mapping[str, Any]) -> list[Check]:
+    """What holds of any scenario: floors, calm, quick to settle, faults and ceilings survived."""
+    found: list[Check] = []
+    allowed = results["planner"].get("floor_loss")
+    if allowed is not None:
+        text = f"worst class loses {planner['worst_loss']:.2f}%, the floor allows {allowed:.2f}%"
+        found.append(Check(text, planner["worst_loss"] <= allowed + LOSS_POINTS))
+    if results["planner"].get("hours", 0.0) >= LONG_HOURS:
+        text = f"{planner['reversals']:.1f} reversals a day, goal {REVERSALS_A_DAY:g}"
+        found.append(Check(text, planner["reversals"] <= REVERSALS_A_DAY))
+    for kind, result in results.items():
+        if "up_seconds" in result:
+            times = [result["up_seconds"], result["down_seconds"]]
+            text = f"settled after a step within {SETTLED_SECONDS:g} s: {' and '.join(map(_seconds, times))}"
+            found.append(Check(text, all(time is not None and time <= SETTLED_SECONDS for time in times)))
+        elif "hour_attainment" in result:
+            lost = result["hour_attainment_without"] - result["hour_attainment"]
+            text = f"{kind}: {max(0.0, lost):.2f} points less kept in its hour, goal {FAULT_POINTS:g}; none misrouted"
+            found.append(Check(text, lost <= FAULT_POINTS and result["misrouted"] == 0))
+        elif "overspend" in result:
+            most = 0.0 if float(kind.removeprefix("ceiling-")) >= 1 else OVERSPEND_PERCENT
+            text = f"{kind}: overspend {result['overspend']:.2f}%, denied {result['denied']:.2f}%"
+            found.append(Check(text, result["overspend"] <= most + 1e-9))
     return found
 
 
