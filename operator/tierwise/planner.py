@@ -190,6 +190,7 @@ def _accounts(world: World, seen: Situation, memory: LoopMemory) -> dict[Key, St
             figures,
             memory.ladders.get(which) or enforcement.recalled(budget, account, figures),
             blind=budget_status.uncounted(world, seen, budget),
+            present_per_hour=memory.without.get(seen.namespace),
         )
     return found
 
@@ -225,7 +226,10 @@ def _budgets(
         due |= status.checkpoint != budget.status.checkpoint
     if due:
         draft.books.append(ledger.config_map(seen.namespace, whole))
-    return replace(memory, ladders=ladders)
+    without = dict(memory.without)
+    if decision.without_per_hour is not None:
+        without[seen.namespace] = decision.without_per_hour
+    return replace(memory, ladders=ladders, without=without)
 
 
 def _report(

@@ -95,13 +95,18 @@ def consumer(name="app", namespace="legal", created=NOW, **spec):
     return Consumer.parse({"metadata": metadata, "spec": given})
 
 
-def budget(name="ceiling", namespace="legal", exempt=(), **enforcement):
+def budget(name="ceiling", namespace="legal", exempt=(), unpriced="Allow", **enforcement):
     """With what its ladder decided, if anything."""
     shown = {"since": NOW.isoformat(), "resetsAt": "2026-12-01T00:00:00Z", **enforcement}
     return NamespaceBudget.parse(
         {
             "metadata": {"name": name, "namespace": namespace, "uid": f"uid-{name}"},
-            "spec": {"ceiling": "100", "ladder": [{"atPercent": 100, "action": "Deny"}], "exempt": list(exempt)},
+            "spec": {
+                "ceiling": "100",
+                "ladder": [{"atPercent": 100, "action": "Deny"}],
+                "exempt": list(exempt),
+                "unpriced": unpriced,
+            },
             "status": {"enforcement": shown} if enforcement else {},
         }
     )
@@ -251,6 +256,7 @@ class Lab:
         self.http = aiohttp.ClientSession()
         await self.publish(self.world)
         self.xds_port = await self.xds.start(self.changes.set)
+        self.xds.decided(0)  # gateways of a test act alone only where it says so
         await self.envoy("gateway-0", **more)
         return self
 

@@ -243,3 +243,46 @@ async def test_a_throttle_without_a_rate_denies(lab, upstream):
     large, compact = await upstream("large"), await upstream("compact")
     await lab.settle(spent(large, compact, budget(action="Throttle", requestsPerSecond="0")))
     assert (await lab.ask()).json["error"]["code"] == "budget_exceeded"
+
+
+async def test_a_tier_without_a_price_is_in_no_route_of_a_namespace_that_has_a_ceiling(lab, upstream):
+    """Neither by weight, nor by fallback, nor by a copy, nor by a downgrade."""
+    priced, free, euros = await upstream("priced"), await upstream("free"), await upstream("euros")
+
+    def tiers():
+        price = {"perReplicaHour": "1"}
+        made = {name: in_cluster(name) for name in ("priced", "free", "euros")}
+        for name, more in (("priced", price), ("euros", {**price, "currency": "EUR"})):
+            body = {"model": "m", "inCluster": {"image": "i", "replicas": {"min": 1, "max": 2}, "price": more}}
+            metadata = {"name": name, "namespace": "legal", "uid": f"uid-{name}"}
+            made[name] = type(made[name]).parse({"metadata": metadata, "spec": body})
+        return list(made.values())
+
+    addresses = {"legal/priced": [priced.port], "legal/free": [free.port], "legal/euros": [euros.port]}
+    one = {
+        "name": "all",
+        "tiers": [{"name": "free", "weight": 60}, {"name": "euros", "weight": 30}, {"name": "priced", "weight": 10}],
+        "fallback": {"when": ["ConnectFailure", "ServerError"], "attempts": 3},
+        "shadow": {"tier": "free", "percent": 100},
+    }
+
+    async def serve(*budgets, classes=(one,)):
+        await lab.settle(world(tiers(), [policy(classes=list(classes))], addresses, budgets=budgets))
+
+    await serve(budget(unpriced="Deny"), budget("soft", unpriced="Allow"))
+    assert await lab.count(20) == {"priced": 20}
+    priced.fault = "503"
+    assert set(await lab.count(5)) == {503}
+    priced.fault = ""
+    await serve(budget(unpriced="Deny", action="Downgrade", tiers=["free"]))
+    assert await lab.count(5) == {"priced": 5}
+    assert not free.seen
+    assert not euros.seen
+    only = {**one, "tiers": [{"name": "free"}]}
+    await serve(budget(unpriced="Deny"), classes=(only,))
+    answer = await lab.ask()
+    assert (answer.status, answer.json["error"]["code"]) == (403, "no_priced_tier")
+    assert "legal/ceiling" in answer.json["error"]["message"]
+    await serve(budget(unpriced="Allow"))
+    found = await lab.count(40)
+    assert found["free"] > 5

@@ -241,3 +241,78 @@ def test_the_autoscaler_may_not_start_more_than_can_be_paid() -> None:
     assert lab.told["action"] == "Throttle"
     bounds = lab.server.objects["HorizontalPodAutoscaler", "own"]["spec"]
     assert (bounds["maxReplicas"] - 1) * 2.0 * 1.0 <= 8 - lab.spent
+
+
+def graded(factor: float) -> tuple[Metered, float, float]:
+    """A class whose floor takes the dear provider nearly always; the ceiling is `factor` times what that costs.
+
+    With it what the rest of the day costs within the floor, and the mean quality of what was answered.
+    """
+    quality = [[{"task": "qa", "score": score}] for score in ("0.90", "0.60")]
+    per_hour = 2.0 * 3600 * (0.9 * 0.0048 + 0.1 * 0.0012)  # 0.87 is reached with 90% dear
+    ladder = [{"atPercent": 1, "action": "Downgrade", "belowFloor": True}, {"atPercent": 100, "action": "Deny"}]
+    one = route("all", ["dear", "cheap"], task="qa", quality={"minScore": "0.87"})
+    server = Server(
+        [
+            external("dear", prices=("3.00", "15.00"), quality=quality[0]),
+            external("cheap", prices=("0.75", "3.75"), quality=quality[1]),
+            policy("chat", [one], rebalance=FAST),
+            budget(
+                "month",
+                f"{factor * 2 * per_hour:.2f}",
+                ladder=ladder,
+                period="Day",
+                timeZone="Pacific/Auckland",
+            ),
+        ],
+        demands={("chat", "all"): Demand(2.0, 600.0, 200.0)},
+    )
+    lab = Metered(server, 2.0)
+    points, denied = [], 0
+    for _ in range(717):
+        lab.round()
+        weights = lab.server.weights("chat", "all")
+        points.append((0.9 * weights["dear"] + 0.6 * weights.get("cheap", 0)) / 100)
+    denied = lab.denied
+    assert denied <= 12
+    return lab, 2 * per_hour, sum(points) / len(points)
+
+
+def test_under_a_ceiling_floors_give_way_by_as_little_as_it_asks_for() -> None:
+    lab, natural, quality = graded(0.85)
+    spent = float(ledger.spend(lab.account()).total)
+    assert 0.80 * natural <= spent <= 0.85 * natural
+    # 15% less money is 20 of 100 requests that go to the cheap provider: 0.06 of quality.
+    assert 0.79 <= quality <= 0.83
+
+
+def test_a_ceiling_above_what_is_wanted_costs_no_quality() -> None:
+    lab, natural, quality = graded(1.10)
+    assert float(ledger.spend(lab.account()).total) <= 1.02 * natural
+    assert quality >= 0.868
+
+
+def test_a_tier_without_a_price_is_withheld_and_said() -> None:
+    tiers = [{"name": "free", "weight": 90}, {"name": "priced", "weight": 10}]
+    server = Server(
+        [
+            external("free", prices=None),
+            external("priced"),
+            policy("chat", [route("all", tiers)], rebalance=FAST),
+            policy("other", [route("all", ["free"])], rebalance=FAST),
+            budget("month", "1000", ladder=LADDER),
+        ],
+        demands={("chat", "all"): Demand(2.0)},
+    )
+    lab = Metered(server, 2.0)
+    lab.run(120)
+    assert server.weights("chat", "all") == {"priced": 100}
+    told = server.condition("RoutingPolicy", "chat", "TierUnpriced")
+    assert told is not None
+    assert "free" in told["message"]
+    ready = server.condition("RoutingPolicy", "other")
+    assert ready is not None
+    assert (ready["status"], ready["reason"]) == ("False", "NoPricedTier")
+    server.change("NamespaceBudget", "month", unpriced="Allow")
+    lab.run(120)
+    assert server.condition("RoutingPolicy", "chat", "TierUnpriced") is None

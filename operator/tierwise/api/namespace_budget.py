@@ -125,13 +125,14 @@ class NamespaceBudgetSpec(ApiModel):
     exempt: Annotated[tuple[ExemptClass, ...], Field(max_length=32, json_schema_extra=ATOMIC)] = ()
     """Classes that the ladder leaves alone. Their cost still counts."""
     unpriced: Unpriced = Unpriced.DENY
-    """What happens to requests whose tier has no known price: Deny keeps them off the tier, Allow lets them through
-    uncounted (and says so). No effect in this version: they pass, and are shown as unknown."""
+    """What happens to requests whose tier has no price in this currency: Deny keeps them off the tier, Allow lets them
+    through uncounted (and says so)."""
     failure_policy: FailurePolicy = FailurePolicy.CLOSED
-    """What gateways do once no operator has decided for failureAfter: Closed denies, Open lets requests through.
-    Until then the last rung stays. No effect in this version: requests pass."""
+    """What gateways do once no operator has decided for failureAfter: Closed denies with 503 (if the ladder denies at
+    all), Open lets requests through that a rung denies. Until then the last rung stays."""
     failure_after: Duration = Field(default="10m", validate_default=True)
-    """How long no operator may decide before failurePolicy applies. No effect in this version."""
+    """How long no operator may decide before failurePolicy applies: 1m, 2m, 5m, 10m, 15m, 30m, 1h, 2h, 6h or 24h;
+    others are rounded to the strict side, Closed down and Open up."""
     enforce_replicas: Bool = False
     """Lets Deny take replicas below a tier's replicas.min, to none. When false, what the minimum costs until the
     period's end is reserved first."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
-from tierwise.api.namespace_budget import NamespaceBudget
+from tierwise.api.model_tier import ModelTier
+from tierwise.api.namespace_budget import FailurePolicy, NamespaceBudget, Unpriced
 from tierwise.api.namespace_budget_status import Enforcement, LadderAction
 
 
@@ -20,10 +21,24 @@ class Denied:
 
     Attributes:
         budget: by name. resets_at: when its period ends; the latest of all budgets that deny.
+        lapses_seconds: requests are let through once no operator has decided for so long; None: they are not.
     """
 
     budget: str
     resets_at: datetime
+    lapses_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unattended:
+    """What a gateway does once no operator has decided for a while: it denies.
+
+    Attributes:
+        budget: by name. seconds: that long.
+    """
+
+    budget: str
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +64,18 @@ class Ceiling:
         denied: None unless some budget denies.
         rates: of the budgets that throttle, by name.
         tiers: names of those that requests are to prefer; None: no budget downgrades.
+        unattended: when gateways deny by themselves; None: never.
     """
 
     denied: Denied | None = None
     rates: tuple[Rate, ...] = ()
     tiers: frozenset[str] | None = None
+    unattended: Unattended | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether anything is held back now."""
+        return self.denied is not None or bool(self.rates) or self.tiers is not None
 
 
 NONE = Ceiling()
@@ -68,13 +90,13 @@ def of_class(budgets: Mapping[str, NamespaceBudget], policy: str, class_name: st
         policy: the class's, by name.
         class_name: of the class.
     """
+    own = {name: budget for name, budget in sorted(budgets.items()) if not _exempt(budget, policy, class_name)}
     decided = [
-        (name, enforcement)
-        for name, budget in sorted(budgets.items())
-        if (enforcement := budget.status.enforcement) is not None and not _exempt(budget, policy, class_name)
+        (name, enforcement) for name, budget in own.items() if (enforcement := budget.status.enforcement) is not None
     ]
     return Ceiling(
-        denied=_denied(decided),
+        denied=_denied(decided, own),
+        unattended=_unattended(own),
         rates=tuple(
             Rate(name, one.resets_at, one.requests_per_second, one.tokens_per_second)
             for name, one in decided
@@ -85,11 +107,47 @@ def of_class(budgets: Mapping[str, NamespaceBudget], policy: str, class_name: st
     )
 
 
+def withheld(budgets: Mapping[str, NamespaceBudget], tiers: Mapping[str, ModelTier]) -> dict[str, str]:
+    """Tier -> the budget for whose sake no request may reach it: what it costs is not known in the budget's currency.
+
+    Exempt classes do not reach it either: their cost counts.
+
+    Args:
+        budgets: of the namespace, by name.
+        tiers: of the namespace, by name.
+    """
+    found: dict[str, str] = {}
+    for name, budget in sorted(budgets.items(), reverse=True):
+        if budget.spec.unpriced is Unpriced.DENY:
+            found.update((tier, name) for tier, each in tiers.items() if _currency(each) != budget.spec.currency)
+    return found
+
+
+def _currency(tier: ModelTier) -> str | None:
+    inside, outside = tier.spec.in_cluster, tier.spec.external
+    price = inside.price if inside is not None else outside.price if outside is not None else None
+    return price.currency if price is not None else None
+
+
 def _exempt(budget: NamespaceBudget, policy: str, class_name: str) -> bool:
     return any((one.policy, one.class_name) == (policy, class_name) for one in budget.spec.exempt)
 
 
-def _denied(decided: Iterable[tuple[str, Enforcement]]) -> Denied | None:
+def _unattended(budgets: Mapping[str, NamespaceBudget]) -> Unattended | None:
+    """The first budget to deny when nobody decides; a ceiling that nothing makes hold does not."""
+    found = [
+        (budget.spec.failure_after.seconds, name)
+        for name, budget in budgets.items()
+        if budget.spec.failure_policy is FailurePolicy.CLOSED
+        and any(step.action is LadderAction.DENY for step in budget.spec.ladder)
+    ]
+    if not found:
+        return None
+    seconds, name = min(found)
+    return Unattended(name, seconds)
+
+
+def _denied(decided: Iterable[tuple[str, Enforcement]], budgets: Mapping[str, NamespaceBudget]) -> Denied | None:
     # A throttle that states no rate can not be carried out: it denies, since a ceiling is never relaxed.
     found = [
         (one.resets_at, name)
@@ -104,7 +162,9 @@ def _denied(decided: Iterable[tuple[str, Enforcement]]) -> Denied | None:
     if not found:
         return None
     until, name = max(found)
-    return Denied(name, until)
+    denying = [budgets[each].spec for _, each in found]
+    opens = all(spec.failure_policy is FailurePolicy.OPEN for spec in denying)
+    return Denied(name, until, max(spec.failure_after.seconds for spec in denying) if opens else None)
 
 
 def _tiers(decided: Iterable[Enforcement]) -> frozenset[str] | None:

@@ -6,7 +6,18 @@ from datetime import datetime
 
 from tierwise.api.meta import Condition, ConditionStatus
 
-READY, RECONCILING, STALLED, METRICS_STALE, SPEND_UNKNOWN, SHADOW_INACTIVE, CEILING_RUNG, CEILING_SOFT = (
+(
+    READY,
+    RECONCILING,
+    STALLED,
+    METRICS_STALE,
+    SPEND_UNKNOWN,
+    SHADOW_INACTIVE,
+    CEILING_RUNG,
+    CEILING_SOFT,
+    TIER_UNPRICED,
+    CEILING_FORECAST,
+) = (
     "Ready",
     "Reconciling",
     "Stalled",
@@ -15,6 +26,8 @@ READY, RECONCILING, STALLED, METRICS_STALE, SPEND_UNKNOWN, SHADOW_INACTIVE, CEIL
     "ShadowInactive",
     "CeilingRung",
     "CeilingSoft",
+    "TierUnpriced",
+    "CeilingForecast",
 )
 _MESSAGE_LIMIT = 4096
 

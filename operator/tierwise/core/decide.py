@@ -20,7 +20,7 @@ from tierwise.core.situation import Situation
 
 def decide(situation: Situation) -> Decision:
     """One namespace's decision."""
-    stated = _within(situation, state.state(situation))
+    stated, without = _within(situation, state.state(situation))
     free = afford.solve(stated) if stated.classes else None
     if free is None:
         return _keep(situation)
@@ -51,17 +51,21 @@ def decide(situation: Situation) -> Decision:
         stay.cost_per_hour,
         free,
         _downgrade(situation, answers),
+        free.cost_per_hour if without is None else without,
     )
 
 
-def _within(situation: Situation, stated: Problem) -> Problem:
-    """The problem with what may be spent on it: a share of what it costs without a ceiling."""
+def _within(situation: Situation, stated: Problem) -> tuple[Problem, float | None]:
+    """The problem with what may be spent on it, a share of what it costs without a ceiling; and that cost.
+
+    The cost is None where nothing has to be saved.
+    """
     if situation.hold.share >= 1 or not stated.classes:
-        return stated
+        return stated, None
     without = balance.solve(stated)
     if without is None:
-        return stated
-    return replace(stated, cost_target_per_hour=situation.hold.share * without.cost_per_hour)
+        return stated, None
+    return replace(stated, cost_target_per_hour=situation.hold.share * without.cost_per_hour), without.cost_per_hour
 
 
 def _downgrade(situation: Situation, answers: Answers) -> tuple[Solution, ...]:
@@ -71,7 +75,7 @@ def _downgrade(situation: Situation, answers: Answers) -> tuple[Solution, ...]:
         return ()
     if all(view.movable for view in situation.classes if view.key in downgraded):
         return (answers.free, answers.meanwhile)
-    stated = _within(situation, state.state(situation, downgraded=True))
+    stated, _ = _within(situation, state.state(situation, downgraded=True))
     free = afford.solve(stated)
     if free is None:
         return ()

@@ -58,6 +58,7 @@ class Decision:
         options: mixes that were considered, the chosen one last.
         cost_per_hour: of the chosen mix, estimated. stay_cost_per_hour: of the present weights.
         solution: of the free problem; None when nothing could be decided.
+        without_per_hour: what the best mix would cost if no ceiling asked for a cheaper one, estimated.
         downgrade: cheapest mixes of the classes that budgets downgrade: in the end, and with the replicas that are
             ready; empty when none does.
     """
@@ -69,6 +70,7 @@ class Decision:
     stay_cost_per_hour: float | None = None
     solution: Solution | None = None
     downgrade: tuple[Solution, ...] = ()
+    without_per_hour: float | None = None
 
     @property
     def moved(self) -> bool:

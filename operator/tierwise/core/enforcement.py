@@ -11,7 +11,7 @@ from decimal import Decimal
 
 from tierwise.api.namespace_budget import LadderRung, NamespaceBudget
 from tierwise.api.namespace_budget_status import Enforcement, LadderAction
-from tierwise.core import cost, demand, ladder, scaling, tier_status
+from tierwise.core import cost, demand, ladder, pace, scaling, tier_status
 from tierwise.core.decision import Decision
 from tierwise.core.hold import Hold
 from tierwise.core.ladder import LadderMemory
@@ -58,8 +58,30 @@ class Standing:
         return ladder.stops_at(self.budget.spec.ladder) or 100
 
 
-def climbed(budget: NamespaceBudget, account: Account, seen: Outlook, memory: LadderMemory, *, blind: bool) -> Standing:
-    """The budget with the rung that its spend has reached."""
+def climbed(
+    budget: NamespaceBudget,
+    account: Account,
+    seen: Outlook,
+    memory: LadderMemory,
+    *,
+    blind: bool,
+    present_per_hour: float | None = None,
+) -> Standing:
+    """The budget with the rung that its spend has reached, and the share of its wishes that can be paid for.
+
+    Args:
+        budget: the object.
+        account: counted until now.
+        seen: its figures.
+        memory: of its ladder.
+        blind: nobody sees what is spent.
+        present_per_hour: what the namespace would cost now without a ceiling; None when not known.
+    """
+    expected = pace.ahead(memory.pace, account.updated, account.end, present_per_hour)
+    left = max(Decimal(0), seen.ceiling * (ladder.stops_at(budget.spec.ladder) or 100) / 100 - seen.spent)
+    memory = replace(
+        memory, pace=replace(memory.pace, share=pace.share(memory.pace, left - seen.in_flight, expected, blind=blind))
+    )
     steps = [step.at_percent for step in budget.spec.ladder]
     reached = ladder.climb(seen.percent(), steps, account.rung, blind=blind, holding=seen.percent(memory.allowance))
     if reached == account.rung:
@@ -95,14 +117,19 @@ def held(situation: Situation, standings: Iterable[Standing]) -> Hold:
         return frozenset(key for one in found for key in keys if one.touches(key))
 
     denied = touched(one for one in budgets if one.does(LadderAction.DENY))
-    below = (one for one in budgets if any(step.below_floor for step in one.steps))
+    below = (one for one in budgets if _below(one))
     return Hold(
         denied=denied,
         downgraded=touched(one for one in budgets if one.does(LadderAction.DOWNGRADE)),
         below_floor=touched(below),
         least=_least(situation, budgets, denied),
         most=_most(situation, budgets, denied),
+        share=min((one.memory.pace.share for one in budgets if _below(one)), default=1.0),
     )
+
+
+def _below(one: Standing) -> bool:
+    return any(step.below_floor for step in one.steps)
 
 
 def _least(situation: Situation, budgets: tuple[Standing, ...], denied: frozenset[ClassKey]) -> dict[str, int]:
@@ -150,11 +177,21 @@ def _affordable(one: Standing, view: TierView, least: int) -> int | None:
 def decide(situation: Situation, one: Standing, decision: Decision) -> tuple[Enforcement | None, LadderMemory]:
     """What gateways shall do about the namespace's requests, and what the ladder remembers of it."""
     reached = max((step.action for step in one.steps), default=LadderAction.NOTIFY)
+    memory = replace(
+        one.memory,
+        pace=pace.remember(
+            one.memory.pace,
+            situation.now,
+            one.seen.spent,
+            # Nobody's requests are no measure of what they cost.
+            planned_per_hour=None if situation.hold.denied else decision.cost_per_hour,
+            without_per_hour=decision.without_per_hour,
+        ),
+    )
     if reached is LadderAction.NOTIFY:
-        return None, replace(one.memory, decided=None, rated=None, needed={})
+        return None, replace(memory, decided=None, rated=None, needed={})
     before = _before(one)
     tiers: tuple[str, ...] = ()
-    memory = one.memory
     if one.does(LadderAction.DOWNGRADE):
         needed = () if one.blind and before is not None else _needed(one, decision)
         tiers, since = ladder.kept_tiers(before.tiers if before else (), needed, memory.needed, situation.now)

@@ -12,6 +12,7 @@ from decimal import ROUND_FLOOR, Decimal
 from tierwise.api.namespace_budget import LadderRung
 from tierwise.api.namespace_budget_status import Enforcement, LadderAction
 from tierwise.core import budget as calendar
+from tierwise.core.pace import Pace
 
 RATE_BAND = Decimal("0.1")
 """A rate that differs by less from the one in force changes nothing."""
@@ -33,12 +34,14 @@ class LadderMemory:
         decided: what gateways were last told; None: nothing.
         rated: when the rate of a throttle last changed.
         needed: tier -> when a downgrade last needed it.
+        pace: how the namespace spends.
     """
 
     allowance: Decimal = Decimal(0)
     decided: Enforcement | None = None
     rated: datetime | None = None
     needed: Mapping[str, datetime] = field(default_factory=dict)
+    pace: Pace = field(default_factory=Pace)
 
 
 def climb(

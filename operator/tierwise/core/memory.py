@@ -62,6 +62,7 @@ class LoopMemory:
         classes, tiers: by key.
         pending_since: namespace -> since when gateways have not acknowledged the present configuration.
         ladders: (namespace, budget) -> what its ladder remembers.
+        without: namespace -> what it would have cost per hour without a ceiling, in the last round.
     """
 
     started: datetime | None = None
@@ -70,3 +71,4 @@ class LoopMemory:
     tiers: Mapping[TierKey, TierMemory] = field(default_factory=dict)
     pending_since: Mapping[str, datetime] = field(default_factory=dict)
     ladders: Mapping[tuple[str, str], LadderMemory] = field(default_factory=dict)
+    without: Mapping[str, float] = field(default_factory=dict)

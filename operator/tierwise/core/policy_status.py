@@ -41,6 +41,7 @@ _STALLED = {
     "HostnameTaken",
     "TierNotFound",
     "NoClearedTier",
+    "NoPricedTier",
     "EnvoyRefused",
     "UnsafeConfiguration",
 }
@@ -99,7 +100,7 @@ def _concerns(decision: Decision, outcomes: list[ClassOutcome]) -> bool:
 def findings(
     world: World, situation: Situation, policy: RoutingPolicy, claims: Claims, *, grace_over: bool
 ) -> tuple[Finding, ...]:
-    """Ready, MetricsStale, ShadowInactive, Stalled, Reconciling."""
+    """Ready, MetricsStale, TierUnpriced, ShadowInactive, Stalled, Reconciling."""
     key = Key(policy.metadata.namespace, policy.metadata.name)
     views = [view for view in situation.classes if view.key[1] == key.name]
     ready = _ready(world, situation, policy, claims, views, grace_over=grace_over)
@@ -123,6 +124,10 @@ def findings(
                 f"class {stale[0].spec.name}: weights and replicas stay as they are until signals are back",
             )
         )
+    withheld = next((view for view in views if view.unpriced and view.allowed), None)
+    if withheld is not None:
+        text = f"class {withheld.spec.name}: {_unpriced(withheld)}; no request reaches it"
+        found.append(Finding(conditions.TIER_UNPRICED, True, "NoPrice", text))
     found += _shadows(world, policy)
     return tuple(found)
 
@@ -174,6 +179,11 @@ def _class_problem(situation: Situation, views: list[ClassView]) -> Finding | No
                 f"class {name}: ModelTier {', '.join(view.unknown)} does not exist in this namespace: create it, or "
                 "take it out of spec.classes[].tiers",
             )
+        if not view.allowed and view.unpriced:
+            return conditions.not_ready(
+                "NoPricedTier",
+                f"class {name}: {_unpriced(view)}; requests are answered 403",
+            )
         if not view.allowed:
             return conditions.not_ready(
                 "NoClearedTier",
@@ -185,6 +195,13 @@ def _class_problem(situation: Situation, views: list[ClassView]) -> Finding | No
                 "NoReadyTier", f"class {name}: none of {', '.join(view.allowed)} takes requests"
             )
     return None
+
+
+def _unpriced(view: ClassView) -> str:
+    return (
+        f"ModelTier {', '.join(view.unpriced)} has no price in the currency of the namespace's NamespaceBudget: set "
+        "spec.*.price, or unpriced: Allow in the budget"
+    )
 
 
 def _takes_requests(situation: Situation, name: str) -> bool:

@@ -12,7 +12,7 @@ from tierwise.api.in_cluster import AutoscalingProvider
 from tierwise.api.model_tier import ModelTier
 from tierwise.api.routing_class import RoutingClass
 from tierwise.api.routing_policy import RebalanceMode, RoutingPolicy
-from tierwise.core import demand, learning, quality, routing, sensitivity
+from tierwise.core import ceiling, demand, learning, quality, routing, sensitivity
 from tierwise.core.capacity import Capacity, Objective
 from tierwise.core.damping import Rules
 from tierwise.core.hold import NOTHING, Hold
@@ -102,6 +102,7 @@ class ClassView:
         rules: the policy's limits on change.
         allowed: cleared tiers that exist, in the user's order. uncleared, unknown: listed tiers that are not, or do
             not exist.
+        unpriced: listed tiers that a budget withholds, because what they cost is not known.
         weights: in force, percent, zero left out.
         window_seconds: how long demand must have been low before it counts as low.
         demand: the forecast; None when nothing was ever measured.
@@ -119,6 +120,7 @@ class ClassView:
     allowed: tuple[str, ...]
     uncleared: tuple[str, ...]
     unknown: tuple[str, ...]
+    unpriced: tuple[str, ...]
     weights: Mapping[str, int]
     window_seconds: float
     demand: demand.Forecast | None
@@ -256,7 +258,10 @@ def _class_view(
 ) -> ClassView:
     class_key = (key.namespace, key.name, spec.name)
     objects = {name: entry.tier for name, entry in tiers.items()}
-    allowed = routing.cleared_tiers(spec, objects, sensitivity.effective(policy, spec))
+    budgets = {each.name: budget for each, budget in world.budgets.items() if each.namespace == key.namespace}
+    withheld = ceiling.withheld(budgets, objects)
+    cleared = routing.cleared_tiers(spec, objects, sensitivity.effective(policy, spec))
+    allowed = tuple(name for name in cleared if name not in withheld)
     rules = rules_of(policy)
     entry = memory.classes.get(class_key, ClassMemory())
     startup = max((tiers[name].startup_seconds for name in allowed), default=0.0)
@@ -271,8 +276,9 @@ def _class_view(
         spec=spec,
         rules=rules,
         allowed=allowed,
-        uncleared=tuple(ref.name for ref in spec.tiers if ref.name in objects and ref.name not in allowed),
+        uncleared=tuple(ref.name for ref in spec.tiers if ref.name in objects and ref.name not in cleared),
         unknown=tuple(ref.name for ref in spec.tiers if ref.name not in objects),
+        unpriced=tuple(name for name in cleared if name in withheld),
         weights=routing.weights_in_force(policy, spec, allowed),
         window_seconds=window,
         demand=demand.forecast(

@@ -20,6 +20,7 @@ from tierwise.adapters.kinds import Kind
 from tierwise.core.plan import Plan, StatusApply
 from tierwise.core.world import World
 from tierwise.render.envoy.bundle import GatewayConfig
+from tierwise.runtime import heartbeat
 from tierwise.runtime.channel import Channel
 from tierwise.runtime.figures import Figures
 from tierwise.runtime.leader import Leadership
@@ -48,6 +49,10 @@ RENDER_RETRY_SECONDS = 5.0
 
 class Gateway(GatewayServer, Protocol):
     """The configuration server for gateways, as this module starts and stops it."""
+
+    def decided(self, age_seconds: float) -> None:
+        """Somebody was last seen to decide so many seconds ago."""
+        ...
 
     async def start(self, changed: Callable[[], None]) -> int:
         """Listen; the port. `changed` is called whenever a report changes."""
@@ -211,8 +216,10 @@ class Operator:
         self._spawn("zones", self.zones.run())
         if self._settings.leader_election:
             self._spawn("leadership", self.leadership.run())
+            self._spawn("heartbeat", heartbeat.run(self._gateway, self.leadership.decided_seconds))
         else:
             self._spawn("decider", self.decider.decide(False))
+            self._spawn("heartbeat", heartbeat.run(self._gateway, lambda: 0.0))
         self._publish.poke()  # what came in between
         self._report.poke()
 

@@ -59,13 +59,14 @@ def merge(world: World, plans: Iterable[Plan]) -> Plan:
     accounts = dict(world.ledger.accounts)
     memory = world.memory
     classes, tiers, pending = dict(memory.classes), dict(memory.tiers), dict(memory.pending_since)
-    ladders = dict(memory.ladders)
+    ladders, without = dict(memory.ladders), dict(memory.without)
     for plan in plans:
         accounts.update(plan.ledger.accounts)
         classes.update(plan.memory.classes)
         tiers.update(plan.memory.tiers)
         pending.update(plan.memory.pending_since)
         ladders.update(plan.memory.ladders)
+        without.update(plan.memory.without)
     return Plan(
         apply=tuple(one for plan in plans for one in plan.apply),
         scale=tuple(one for plan in plans for one in plan.scale),
@@ -81,6 +82,7 @@ def merge(world: World, plans: Iterable[Plan]) -> Plan:
             tiers=tiers,
             pending_since=pending,
             ladders=ladders,
+            without=without,
         ),
         gauges=tuple(one for plan in plans for one in plan.gauges),
         books=tuple(one for plan in plans for one in plan.books),

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TypeAlias
 
@@ -23,6 +24,7 @@ from kubernetes.aio.leaderelection.leaderelectionrecord import LeaderElectionRec
 from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
 
 from tierwise.adapters.cluster import Cluster, ClusterError
+from tierwise.runtime.heartbeat import Seen
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +45,7 @@ class _Lock(LeaseLock):
 
     holder: str | None = None  # as of the last read
     answering = True
+    seen = Seen()
 
     async def get(self, name: str, namespace: str) -> Found:
         try:
@@ -53,6 +56,7 @@ class _Lock(LeaseLock):
         self._tell(found)
         if isinstance(found[1], LeaderElectionRecord):
             self.holder = found[1].holder_identity
+            self.seen.look(self.holder, found[1].renew_time, datetime.now(UTC))
         return found
 
     def _tell(self, found: Found) -> None:
@@ -119,10 +123,15 @@ class Leadership:
         self._decide = decide
         self._failed = failed
         self._lock = _Lock(name, namespace, identity, cluster.api)
+        self._lock.seen = Seen()
         self._task: asyncio.Future[None] | None = None
         self._led_before = False
         self.leading = False
         self.transitions = 0
+
+    def decided_seconds(self) -> float | None:
+        """Since when, as far as this replica saw, nobody has held the Lease; None: nobody ever did."""
+        return self._lock.seen.age_seconds()
 
     async def run(self) -> None:
         """Take part in the election until cancelled; then give the Lease up."""

@@ -17,9 +17,9 @@ from tierwise.adapters.xds.catalog import SHARED, Catalog, prepare
 from tierwise.adapters.xds.session import Refused, Request, Response, Session
 from tierwise.core.world import GatewayReport, World
 from tierwise.errors import TierwiseError
-from tierwise.render.envoy import last_good
+from tierwise.render.envoy import last_good, unattended
 from tierwise.render.envoy.bundle import GatewayConfig, NamespaceBundle
-from tierwise.render.envoy.protos import CLUSTER, EXTENSION, ROUTES, SCOPE, message_class
+from tierwise.render.envoy.protos import CLUSTER, EXTENSION, ROUTES, RUNTIME, SCOPE, encode, message_class
 
 log = structlog.get_logger(__name__)
 
@@ -83,6 +83,7 @@ class _Stream:
     Attributes:
         node: its name. session: its state. wake: there may be something to send. said: what it said and nobody read.
         refused: namespace -> hash of the last bundle that it refused. lost: its side of the stream is over.
+        layers: of its runtime that it asks for. beat: it is to be told whether somebody decides.
     """
 
     node: str = ""
@@ -91,6 +92,8 @@ class _Stream:
     said: list[Request] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     lost: bool = False
+    layers: set[str] = field(default_factory=set)
+    beat: bool = False
 
 
 class XdsServer:
@@ -110,6 +113,8 @@ class XdsServer:
         self._changed: Callable[[], None] = lambda: None
         self._words: dict[str, str] = {}
         self._observed: set[tuple[str, str]] = set()
+        self._decided: float | None = None  # when somebody was last seen to decide, by the event loop's clock
+        self._beats = 0
 
     async def start(self, changed: Callable[[], None]) -> int:
         """Listen; the port. `changed` is called whenever a report may have changed.
@@ -156,6 +161,16 @@ class XdsServer:
                 del self._words[namespace]
         self._acknowledge(set(self._catalog.served))
         self._changed()
+
+    def decided(self, age_seconds: float) -> None:
+        """Somebody decides, and was last seen to do so many seconds ago: tell all gateways, which else act alone.
+
+        To be called every few seconds, and not when nobody is known to.
+        """
+        self._decided = asyncio.get_running_loop().time() - age_seconds
+        for stream in self._streams:
+            stream.beat = True
+            stream.wake.set()
 
     def reports(self) -> Mapping[str, GatewayReport]:
         """What the connected gateways say, by namespace."""
@@ -227,6 +242,10 @@ class XdsServer:
                 self._take_in(stream)
                 for response in stream.session.respond(self._catalog.served):
                     yield _to_message(response)
+                if stream.beat:
+                    stream.beat = False
+                    for message in self._layers(stream):
+                        yield message
         finally:
             reader.cancel()
             self._streams.discard(stream)
@@ -256,12 +275,37 @@ class XdsServer:
             return
         owners: set[str] = set()
         for request in said:
+            if request.type_url == RUNTIME:
+                stream.layers |= {*request.subscribe}
+                stream.beat |= bool(request.subscribe)
+                continue
             heard = stream.session.receive(request)
             owners |= heard.owners
             for refusal in heard.refused:
                 self._refused(stream, refusal)
         self._acknowledge(owners)
         self._changed()
+
+    def _layers(self, stream: _Stream) -> list[Any]:
+        """Layers of a gateway's runtime that it has to forget when nobody renews them."""
+        if self._decided is None or not stream.layers:
+            return []
+        age = asyncio.get_running_loop().time() - self._decided
+        self._beats += 1
+        message: Any = message_class(_RESPONSE)()
+        message.type_url = RUNTIME
+        message.nonce = f"decided-{self._beats}"
+        for name in sorted(stream.layers):
+            seconds = unattended.seconds_of(name)
+            if seconds is None or age >= seconds:
+                message.removed_resources.append(name)
+                continue
+            layer = encode({"@type": RUNTIME, "name": name, "layer": unattended.decided(seconds)})
+            added = message.resources.add(name=name, version="1")
+            added.ttl.FromMilliseconds(int(1000 * (seconds - age)))
+            added.resource.type_url = RUNTIME
+            added.resource.value = layer.data
+        return [message]
 
     def _refused(self, stream: _Stream, refusal: Refused) -> None:
         words = told(refusal)[:_MAX_WORDS]

@@ -45,7 +45,7 @@ _ROUTE_FIELDS = {
     "@type",
 }
 _SCRIPT = {"@type", "name", "filter_context"}
-_MATCH = {"safe_regex", "prefix", "path", "headers"}
+_MATCH = {"safe_regex", "prefix", "path", "headers", "runtime_fraction"}
 _RETRIES = {
     "retry_on",
     "num_retries",
@@ -327,6 +327,9 @@ def _taken(route: Resource) -> _Taken:
     headers = match.get("headers", ())
     levels = tuple(_condition(one) for one in headers if one["name"].lower() == SENSITIVITY_HEADER)
     other = frozenset(_canonical(one) for one in headers if one["name"].lower() != SENSITIVITY_HEADER)
+    if "runtime_fraction" in match:
+        # It may hold or not: a condition that no other route has, so that it hides none.
+        other |= {f"runtime:{_canonical(match['runtime_fraction'])}"}
     path = next(f"{kind}:{_canonical(match[kind])}" for kind in ("prefix", "path", "safe_regex") if kind in match)
     labels = route.get("metadata", {}).get("filter_metadata", {}).get(METADATA, {})
     policy, class_name = str(labels.get("policy", "")), str(labels.get("class", ""))

@@ -24,6 +24,10 @@ RETRY_AFTER_SECONDS = "5"
 """What clients are told to wait when the gateway is short of memory."""
 
 
+UNATTENDED_RETRY_SECONDS = "60"
+"""And when nobody decides about a budget."""
+
+
 def error(message: str, kind: str, code: str, param: str | None = None) -> dict[str, Any]:
     """The body, as OpenAI's API has it."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
@@ -97,6 +101,26 @@ def over_budget(namespace: str, denied: Denied) -> dict[str, Any]:
         set_header("x-should-retry", "false"),
     ]
     return answer | {"response_headers_to_add": [*answer["response_headers_to_add"], *more]}
+
+
+def not_priced(policy: str, class_name: str, budget: str) -> dict[str, Any]:
+    """403: what the class's tiers cost is not known, and a budget wants to know."""
+    message = (
+        f"No tier of class {class_name} in RoutingPolicy {policy} that may answer this request has a price in the "
+        f"currency of NamespaceBudget {budget}, whose spec.unpriced is Deny"
+    )
+    return direct(403, error(message, "permission_error", "no_priced_tier"))
+
+
+def unattended(namespace: str, budget: str) -> dict[str, Any]:
+    """503: nobody has decided about a budget for longer than it allows."""
+    message = (
+        f"NamespaceBudget {namespace}/{budget}: nobody has counted what is spent for longer than its "
+        "spec.failureAfter, and spec.failurePolicy is Closed: requests are denied until the operator is back"
+    )
+    answer = direct(503, error(message, "server_error", "budget_unattended"))
+    later = set_header("retry-after", UNATTENDED_RETRY_SECONDS)
+    return answer | {"response_headers_to_add": [*answer["response_headers_to_add"], later]}
 
 
 def no_tier(policy: str, class_name: str) -> dict[str, Any]:

@@ -104,7 +104,15 @@ class _Inputs:
 
 def _enforced(budgets: Mapping[str, NamespaceBudget]) -> list[object]:
     """What of budgets routes depend on: their figures move every few minutes."""
-    return [(name, each.status.enforcement, each.spec.exempt) for name, each in sorted(budgets.items())]
+    return [
+        (
+            name,
+            each.status.enforcement,
+            (each.spec.exempt, each.spec.ladder, each.spec.failure_policy, each.spec.failure_after),
+            (each.spec.unpriced, each.spec.currency),
+        )
+        for name, each in sorted(budgets.items())
+    ]
 
 
 def _identical(left: Mapping[str, object], right: Mapping[str, object]) -> bool:

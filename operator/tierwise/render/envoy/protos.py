@@ -24,6 +24,7 @@ LISTENER = TYPE_PREFIX + "envoy.config.listener.v3.Listener"
 ROUTES = TYPE_PREFIX + "envoy.config.route.v3.RouteConfiguration"
 SCOPE = TYPE_PREFIX + "envoy.config.route.v3.ScopedRouteConfiguration"
 EXTENSION = TYPE_PREFIX + "envoy.config.core.v3.TypedExtensionConfig"
+RUNTIME = TYPE_PREFIX + "envoy.service.runtime.v3.Runtime"
 SECRET = TYPE_PREFIX + "envoy.extensions.transport_sockets.tls.v3.Secret"
 
 _DESCRIPTORS = "envoy-1.40.binpb.gz"

@@ -11,7 +11,7 @@ from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.api.scalars import Sensitivity
 from tierwise.core import ceiling, routing, sensitivity
 from tierwise.core.world import Key
-from tierwise.render.envoy import consumers, errors, models, prefix_lua, request_limits, shadow, throttle
+from tierwise.render.envoy import consumers, errors, models, prefix_lua, request_limits, shadow, throttle, unattended
 from tierwise.render.envoy.bundle import Resource
 from tierwise.render.envoy.fields import (
     BYTES_HEADER,
@@ -67,9 +67,13 @@ def configuration(
         options: the gateway's settings.
         gateways: that share a budget's rates.
     """
+    withheld = ceiling.withheld(budgets, tiers)
+    open_tiers = {name: tier for name, tier in tiers.items() if name not in withheld}
     by_model = {
         model: _route_list(
-            _Policy(Key(namespace, owner), policies[owner], tiers, identities, budgets, options, gateways).routes(model)
+            _Policy(
+                Key(namespace, owner), policies[owner], open_tiers, identities, budgets, options, gateways, withheld
+            ).routes(model)
         )
         for model, owner in sorted(owners.items())
     }
@@ -112,7 +116,11 @@ def _route_list(routes: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Policy:
-    """One policy with all that its routes are made of."""
+    """One policy with all that its routes are made of.
+
+    Attributes:
+        tiers: those that some budget withholds are not among them. withheld: tier -> that budget.
+    """
 
     key: Key
     policy: RoutingPolicy
@@ -121,6 +129,7 @@ class _Policy:
     budgets: Mapping[str, NamespaceBudget]
     options: GatewayOptions
     gateways: int
+    withheld: Mapping[str, str]
 
     def routes(self, model: str) -> list[dict[str, Any]]:
         """Routes of one model: its classes in order, then what no class takes."""
@@ -137,12 +146,19 @@ class _Policy:
     def _of_class(self, routing_class: RoutingClass, conditions: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """A route per level that a header may raise it to, where that changes tiers; then the class's own."""
         held = ceiling.of_class(self.budgets, self.key.name, routing_class.name)
+        first: list[dict[str, Any]] = []
         if held.denied is not None:
-            return [
-                self._route(
-                    routing_class, held, conditions, "Denied", errors.over_budget(self.key.namespace, held.denied)
-                )
-            ]
+            answer = errors.over_budget(self.key.namespace, held.denied)
+            denied = self._route(routing_class, held, conditions, "Denied", answer)
+            if held.denied.lapses_seconds is None:
+                return [denied]
+            denied["match"] |= unattended.still_denied(held.denied.lapses_seconds)
+            first.append(denied)
+        if held.unattended is not None:
+            answer = errors.unattended(self.key.namespace, held.unattended.budget)
+            closed = self._route(routing_class, held, conditions, "Unattended", answer)
+            closed["match"] |= unattended.closes(held.unattended)
+            first.append(closed)
         least = sensitivity.effective(self.policy, routing_class)
         levels = sorted((level for level in Sensitivity if level >= least), reverse=True)
         plans = {
@@ -150,11 +166,10 @@ class _Policy:
         }
         # Copies are a luxury: a budget that holds anything back ends them.
         shadows = {
-            level: routing.shadow_tier(routing_class, self.tiers, level) if held == ceiling.NONE else None
-            for level in levels
+            level: None if held.holds else routing.shadow_tier(routing_class, self.tiers, level) for level in levels
         }
         refusals = request_limits.refusals(str(self.key), routing_class, ENDPOINTS, conditions)
-        routes = [{**each, "metadata": self._labels(routing_class.name)} for each in refusals]
+        routes = first + [{**each, "metadata": self._labels(routing_class.name)} for each in refusals]
         for level in levels:
             if level > least and (plans[level], shadows[level]) == (plans[least], shadows[least]):
                 continue  # the class's own route does the same
@@ -200,6 +215,9 @@ class _Policy:
         self, routing_class: RoutingClass, plan: routing.Attempts, copied: tuple[str, int] | None, level: Sensitivity
     ) -> dict[str, Any]:
         if not plan.groups:
+            budget = next((self.withheld[ref.name] for ref in routing_class.tiers if ref.name in self.withheld), None)
+            if budget is not None:
+                return errors.not_priced(str(self.key), routing_class.name, f"{self.key.namespace}/{budget}")
             if any(ref.name in self.tiers for ref in routing_class.tiers):
                 return errors.not_cleared(str(self.key), routing_class.name, level.value)
             return errors.no_tier(str(self.key), routing_class.name)
