@@ -220,6 +220,9 @@ def _budgets(
             draft.events.append(EventRecord(ref, "Warning", news[0], "Count", news[1]))
         status, held = budget_status.status(world, seen, one, decided)
         draft.accounts[which] = held
+        labels = (("budget", key.name), ("namespace", key.namespace))
+        draft.gauges.append(Gauge("budget_reaction_seconds", labels, one.seen.reaction_seconds))
+        draft.gauges.append(Gauge("budget_in_flight", labels, float(one.seen.in_flight)))
         _apply_status(draft, ref, budget.status.dump(), status.dump())
         _news(draft, ref, budget.status.conditions, status.conditions)
         whole.append((budget, accounts.kept(budget, held)))

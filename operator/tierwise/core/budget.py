@@ -59,8 +59,8 @@ class Forecast:
     """Spend at the period's end if it goes on as now (estimated).
 
     Attributes:
-        expected: from the present cost per hour, or the mean so far where that is unknown.
-        low, high: between the mean rate so far and the present rate.
+        expected: by the hours of the day, or else between the mean rate so far and the present rate.
+        low, high: of all these.
     """
 
     expected: Decimal
@@ -69,20 +69,30 @@ class Forecast:
 
 
 def forecast(
-    spent: Decimal, *, start: datetime, end: datetime, now: datetime, cost_per_hour: Decimal | None
+    spent: Decimal,
+    *,
+    start: datetime,
+    end: datetime,
+    now: datetime,
+    cost_per_hour: Decimal | None,
+    ahead: Decimal | None = None,
 ) -> Forecast | None:
     """Spend at the end of the period; None while too little of it has passed.
 
-    The two simplest forecasts, the mean rate so far and the present rate, bound the interval; the expectation is their
-    middle. That is an estimate, not a statistical interval.
+    Three forecasts bound the interval: by the mean rate so far, by the present rate, and by what each hour of the day
+    has cost (`ahead`, from now on), where that is known. It is the expectation; else their middle is. That is an
+    estimate, not a statistical interval.
     """
     elapsed = Decimal(str((now - start).total_seconds()))
     left = Decimal(str(max(0.0, (end - now).total_seconds())))
     if elapsed < Decimal(str(MIN_ELAPSED_SECONDS)):
         return None
     by_mean = spent + spent / elapsed * left
-    if cost_per_hour is None:
-        return Forecast(expected=by_mean, low=by_mean, high=by_mean)
-    by_rate = spent + cost_per_hour * left / 3600
-    low, high = min(by_mean, by_rate), max(by_mean, by_rate)
-    return Forecast(expected=(low + high) / 2, low=low, high=high)
+    found = [by_mean]
+    if cost_per_hour is not None:
+        found.append(spent + cost_per_hour * left / 3600)
+    expected = (min(found) + max(found)) / 2
+    if ahead is not None:
+        expected = spent + ahead
+        found.append(expected)
+    return Forecast(expected=expected, low=min(found), high=max(found))

@@ -15,7 +15,7 @@ from tierwise.api.namespace_budget_status import (
     PeriodBounds,
     RungStatus,
 )
-from tierwise.core import accounts, conditions, ladder, ledger, tier_status
+from tierwise.core import accounts, conditions, ladder, ledger, pace, tier_status
 from tierwise.core import budget as calendar
 from tierwise.core.conditions import Finding
 from tierwise.core.enforcement import Standing
@@ -23,6 +23,8 @@ from tierwise.core.ledger import Account, Entry
 from tierwise.core.situation import Situation
 from tierwise.core.world import Key, World
 
+FORECAST_STAYS = Decimal("0.95")
+"""The warning that a forecast passes the ceiling goes when it is so much of the ceiling, and no sooner."""
 MICRO = Decimal("0.000001")
 
 
@@ -67,13 +69,7 @@ def status(
     ):
         # Nothing was spent: the old checkpoint still says all.
         return before.model_copy(update=now), replace(held, checkpoint=world.now)
-    ahead = calendar.forecast(
-        spent.total,
-        start=max(held.start, budget.metadata.creation_timestamp or held.start),
-        end=held.end,
-        now=world.now,
-        cost_per_hour=_rate(situation, budget),
-    )
+    ahead = forecast(world, situation, one)
     written = NamespaceBudgetStatus(
         observed_generation=generation,
         conditions=settled,
@@ -97,6 +93,19 @@ def status(
         ),
     )
     return written, replace(held, checkpoint=world.now)
+
+
+def forecast(world: World, situation: Situation, one: Standing) -> calendar.Forecast | None:
+    """Spend to expect at the period's end; None while too little of it has passed."""
+    budget, held = one.budget, one.account
+    return calendar.forecast(
+        ledger.spend(held).total,
+        start=max(held.start, budget.metadata.creation_timestamp or held.start),
+        end=held.end,
+        now=world.now,
+        cost_per_hour=_rate(situation, budget),
+        ahead=pace.forecast(one.memory.pace, world.now, held.end),
+    )
 
 
 def _says(before: NamespaceBudgetStatus, bounds: PeriodBounds, held: Account, generation: int) -> bool:
@@ -143,7 +152,18 @@ def findings(world: World, situation: Situation, one: Standing) -> tuple[Finding
                 "tokens at providers are not counted while Prometheus does not answer; they are when it is back",
             )
         )
-    return (*found, *_ladder(one))
+    return (*found, *_ladder(one), *_forecast(world, situation, one))
+
+
+def _forecast(world: World, situation: Situation, one: Standing) -> list[Finding]:
+    """A warning before the rung: what is expected passes the ceiling."""
+    found = forecast(world, situation, one)
+    told = any(c.type == conditions.CEILING_FORECAST for c in one.budget.status.conditions)
+    least = one.budget.spec.ceiling * (FORECAST_STAYS if told else 1)
+    if found is None or one.does(LadderAction.DENY) or found.expected <= least:
+        return []
+    text = "spend is expected to pass the ceiling before the period ends, if it goes on as now: see status.forecast"
+    return [Finding(conditions.CEILING_FORECAST, True, "AboveCeiling", f"{text} (estimated)")]
 
 
 def _ladder(one: Standing) -> list[Finding]:

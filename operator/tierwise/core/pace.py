@@ -89,6 +89,18 @@ def ahead(pace: Pace, now: datetime, end: datetime, present_per_hour: float | No
     return Decimal(str(round(total * pace.bias, 9)))
 
 
+KNOWN_HOURS = 6
+"""A forecast by the hours of the day is made from so many on."""
+
+
+def forecast(pace: Pace, now: datetime, end: datetime) -> Decimal | None:
+    """What will be spent from now to `end` if days are alike, under the ceiling as it is; None: too little is known."""
+    if len(pace.by_hour) < KNOWN_HOURS:
+        return None
+    found = ahead(pace, now, end, None)
+    return found * Decimal(str(pace.share)) if found is not None else None
+
+
 def share(pace: Pace, left: Decimal, expected: Decimal | None, *, blind: bool) -> float:
     """Of the cost without a ceiling, what may be spent, 0 to 1: what is left over what would be."""
     if expected is None or expected <= 0:

@@ -22,7 +22,8 @@ class Figures:
     def show(self, world: World, plan: Plan) -> None:
         """Replace all figures by those of this round."""
         metrics = self._metrics
-        for gauge in (metrics.weight, metrics.replicas, metrics.cost_per_hour, metrics.budget, *self._free.values()):
+        shown = (metrics.weight, metrics.replicas, metrics.cost_per_hour, metrics.budget, metrics.budget_rung)
+        for gauge in (*shown, *self._free.values()):
             gauge.clear()
         self._weights(world)
         self._tiers(world)
@@ -65,6 +66,9 @@ class Figures:
             }
             for amount, value in amounts.items():
                 _set(self._metrics.budget, (key.namespace, key.name, budget.spec.currency, amount), value)
+            rung = budget.status.rung
+            if rung is not None:
+                _set(self._metrics.budget_rung, (key.namespace, key.name, rung.action.value), rung.at_percent)
 
 
 def _set(gauge: PrometheusGauge, labels: tuple[str, ...], value: Decimal | float | None) -> None:

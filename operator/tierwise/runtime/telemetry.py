@@ -59,6 +59,13 @@ class Metrics:
         self.cost_per_hour = gauge(
             "tierwise_cost_per_hour", "What a tier costs per hour.", "namespace", "tier", "currency", "provenance"
         )
+        self.budget_rung = gauge(
+            "tierwise_budget_rung",
+            "Percent of the ceiling at which the rung stands that holds; absent below the first.",
+            "namespace",
+            "budget",
+            "action",
+        )
         self.budget = gauge("tierwise_budget", "Amounts of a budget.", "namespace", "budget", "currency", "amount")
         info = gauge("tierwise_build_info", "1; the version is in the label.", "version")
         info.labels(version=__version__).set(1)
