@@ -14,6 +14,7 @@ import pytest
 from envoy_lab import external, in_cluster, policy, world
 
 from tierwise.adapters.xds.catalog import Catalog, prepare
+from tierwise.api.namespace_budget import NamespaceBudget
 from tierwise.api.scalars import Sensitivity
 from tierwise.render.envoy import audit, gateway
 from tierwise.render.envoy.fields import BYTES_HEADER, SENSITIVITY_HEADER
@@ -585,3 +586,40 @@ def test_not_even_a_last_good_is_served_when_it_is_unsafe(monkeypatch):
     assert LEGAL in catalog.publish(prepare(later, {}))
     assert LEGAL not in catalog.served
     assert "could reach tier a" in catalog.message(LEGAL)
+
+
+def test_a_denial_that_may_lapse_hides_nothing_behind_it():
+    """Who answers by itself only while somebody decides lets requests on to what follows."""
+    told = {"action": "Deny", "since": "2026-11-25T12:00:00Z", "resetsAt": "2026-12-01T00:00:00Z"}
+
+    def rendered(failure):
+        found = NamespaceBudget.parse(
+            {
+                "metadata": {"name": "ceiling", "namespace": LEGAL, "uid": "u"},
+                "spec": {
+                    "ceiling": "1",
+                    "ladder": [{"atPercent": 100, "action": "Deny"}],
+                    "failurePolicy": failure,
+                    "unpriced": "Allow",
+                },
+                "status": {"enforcement": told},
+            }
+        )
+        tiers = [in_cluster("a", clearance="Restricted"), in_cluster("b", clearance="Public")]
+        given = policy(sensitivity="Restricted", classes=[{"name": "all", "tiers": [{"name": "a"}, {"name": "b"}]}])
+        return gateway.render(world(tiers, [given], budgets=[found]))
+
+    config = rendered("Open")
+    bundle, limits = config.namespaces[LEGAL], config.limits[LEGAL]
+    assert not audit.audit(bundle, limits)
+    spoilt = copy.deepcopy(bundle.routes)
+    (host,) = spoilt["virtual_hosts"]
+    leaf = host["matcher"]["matcher_tree"]["exact_match_map"]["map"]["assistant"]
+    routes = leaf["action"]["typed_config"]["routes"]
+    assert "runtime_fraction" in routes[0]["match"]
+    for route in routes:
+        if "route" in route:
+            plugin = route["route"]["inline_cluster_specifier_plugin"]["extension"]["typed_config"]
+            plugin["priority_groups"][0]["clusters"][0]["cluster_name"] = f"{LEGAL}/b"
+    assert audit.audit(dataclasses.replace(bundle, routes=spoilt), limits)
+    assert not rendered("Closed").invalid
