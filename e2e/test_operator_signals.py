@@ -304,7 +304,9 @@ async def test_usage_during_the_operators_own_absence_is_recovered(lab):
     await asyncio.sleep(2.2)
     successor = Prometheus(prometheus.connection(lab.server.url), window_seconds=WINDOW)
     try:
-        targets = Targets(in_cluster=TARGETS.in_cluster, external=TARGETS.external, ledger_since={"team-a": checkpoint})
+        targets = Targets(
+            in_cluster=TARGETS.in_cluster, external=TARGETS.external, ledger_since={"team-a": (checkpoint,)}
+        )
         usage = (await successor.read(targets, now())).usage
     finally:
         successor.close()

@@ -297,7 +297,7 @@ class History:
 async def test_a_long_gap_is_read_in_bounded_slices_over_several_rounds():
     answers = History([], [])
     source = Prometheus(answers)
-    await source.read(Targets(ledger_since={"team-a": NOW.timestamp() - 10 * 24 * 3600}), NOW)
+    await source.read(Targets(ledger_since={"team-a": (NOW.timestamp() - 10 * 24 * 3600,)}), NOW)
     asked = [query for query, _ in answers.asked]
     assert sum(query.startswith("last_over_time") for query in asked) == 1
     assert len(asked) == 1 + prometheus.SLICES_PER_READ
@@ -324,7 +324,7 @@ async def test_a_restarted_operator_reads_what_it_missed_from_history(missing):
     answers = History([samples[n] for n in seen], [up[n] for n in seen])
     source = Prometheus(answers)
     since = now - 3600
-    total, targets = 0.0, Targets(external=frozenset({FRONTIER}), ledger_since={"team-a": since})
+    total, targets = 0.0, Targets(external=frozenset({FRONTIER}), ledger_since={"team-a": (since,)})
     for _ in range(5):
         found = (await source.read(targets, NOW)).usage.get(FRONTIER)
         total += found.output_tokens if found is not None else 0.0
@@ -339,7 +339,7 @@ async def test_a_slice_that_fails_keeps_what_was_read_before_it():
     answers = History(*grown(now - 4 * 3600, now))
     answers.broken = lambda asked: asked == 6
     source = Prometheus(answers)
-    first = Targets(external=frozenset({FRONTIER}), ledger_since={"team-a": now - 3600})
+    first = Targets(external=frozenset({FRONTIER}), ledger_since={"team-a": (now - 3600,)})
     part = (await source.read(first, NOW)).usage[FRONTIER]
     rest = (await source.read(Targets(external=frozenset({FRONTIER})), NOW)).usage[FRONTIER]
     assert part.until == rest.since
@@ -363,9 +363,23 @@ async def test_namespaces_with_different_checkpoints_count_from_their_own():
     source = Prometheus(answers)
     later = ("team-b", "frontier")
     tiers = frozenset({FRONTIER, later})
-    found = await source.read(Targets(external=tiers, ledger_since={"team-a": now - 3600, "team-b": now - 750}), NOW)
+    found = await source.read(
+        Targets(external=tiers, ledger_since={"team-a": (now - 3600,), "team-b": (now - 750,)}), NOW
+    )
     assert found.usage[FRONTIER].output_tokens == 7 * 3600 / 15
     assert found.usage[later].output_tokens == 7 * 750 / 15
+    source.close()
+
+
+async def test_readings_part_where_each_account_of_a_namespace_goes_on():
+    now = NOW.timestamp()
+    source = Prometheus(History(*grown(now - 4 * 3600, now)))
+    targets = Targets(external=frozenset({FRONTIER}), ledger_since={"team-a": (now - 900, now - 450)})
+    reading = (await source.read(targets, NOW)).usage[FRONTIER]
+    assert reading.output_tokens == 7 * 900 / 15
+    later = [piece for piece in reading.pieces if piece.until.timestamp() > now - 450]
+    assert min(piece.since.timestamp() for piece in later) == now - 450
+    assert sum(piece.output_tokens for piece in later) == 7 * 450 / 15
     source.close()
 
 

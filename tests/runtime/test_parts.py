@@ -226,7 +226,10 @@ async def test_usage_is_recovered_from_the_checkpoint_until_a_read_succeeds(stor
             "currency": "USD",
             "ladder": [{"atPercent": 70, "action": "Notify"}],
         },
-        "status": {"checkpoint": {"time": "2026-11-25T07:55:00Z"}},
+        "status": {
+            "period": {"start": "2026-11-01T00:00:00Z", "end": "2026-12-01T00:00:00Z"},
+            "checkpoint": {"time": "2026-11-25T07:55:00Z"},
+        },
     }
     store.put(kinds.NAMESPACE_BUDGET, budget)
     assert store.snapshot(now).invalid == {}
@@ -235,7 +238,7 @@ async def test_usage_is_recovered_from_the_checkpoint_until_a_read_succeeds(stor
     for _ in range(3):
         await reader.once()
     since = now.timestamp() - 300
-    assert [wanted.ledger_since for wanted in source.asked] == [{"team-a": since}, {"team-a": since}, {}]
+    assert [wanted.ledger_since for wanted in source.asked] == [{"team-a": (since,)}, {"team-a": (since,)}, {}]
     reader.start_over()
     assert source.asked[-1] == "forgot"
 

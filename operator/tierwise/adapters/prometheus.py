@@ -94,6 +94,7 @@ class Prometheus:
         self._running: concurrent.futures.Future[Any] | None = None
         self._cursor = usage.Cursor()
         self._reached: float | None = None
+        self._marks: list[float] = []
         self._deadline = 0.0
 
     def close(self) -> None:
@@ -113,7 +114,9 @@ class Prometheus:
         """
         if targets.ledger_since:
             floor = now.timestamp() - RECOVERY_SECONDS
-            since = {name: max(moment, floor) for name, moment in targets.ledger_since.items()}
+            since = {name: max(moments[0], floor) for name, moments in targets.ledger_since.items()}
+            # Of several accounts of a namespace each goes on at its own moment.
+            self._marks = sorted({moment for moments in targets.ledger_since.values() for moment in moments[1:]})
             self._cursor = replace(self._cursor, since=since)
         found = await self._in_thread(self._ask, targets)
         health = answers.by_q(found["gateway_health"])
@@ -173,7 +176,8 @@ class Prometheus:
         total: dict[TierKey, CounterReading] = {}
         edges = [start]
         while edges[-1] < end and len(edges) <= SLICES_PER_READ:
-            edges.append(min(edges[-1] + SLICE_SECONDS, end))
+            following = [mark for mark in self._marks if mark > edges[-1]]
+            edges.append(min(edges[-1] + SLICE_SECONDS, end, *following[:1]))
         slices = list(itertools.pairwise(edges)) or [(end, end)]
         if cursor.since and cursor.time is None:
             rows = await self._in_thread(self._query, queries.usage_before(self._selector, BASELINE_SECONDS), start)

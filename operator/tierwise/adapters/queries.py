@@ -61,13 +61,14 @@ class Targets:
         in_cluster: tiers that Tierwise runs, with their engine's metric names.
         external: tiers of providers.
         classes: (namespace, policy, class) -> its tiers.
-        ledger_since: namespace -> from when its ledger lacks usage, Unix seconds; only after a start, else absent.
+        ledger_since: namespace -> from when its ledgers lack usage, Unix seconds, ascending: each of these moments
+            parts two readings. Only after a start, else absent.
     """
 
     in_cluster: Mapping[TierKey, EngineMetrics] = field(default_factory=dict)
     external: frozenset[TierKey] = frozenset()
     classes: Mapping[ClassKey, tuple[str, ...]] = field(default_factory=dict)
-    ledger_since: Mapping[str, float] = field(default_factory=dict)
+    ledger_since: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def tiers(self) -> frozenset[TierKey]:

@@ -51,6 +51,20 @@ def _next_period(known: Account, start: datetime, end: datetime, zone: str) -> A
     return ledger.turned(known, start, end, zone)
 
 
+def counted_until(world: World, budget: NamespaceBudget) -> datetime | None:
+    """Until when a budget's account has counted tokens: as held, else as a restart finds it; None: there is none."""
+    held = world.ledger.accounts.get((budget.metadata.namespace, budget.metadata.name)) or _restored(world, budget)
+    if held is None:
+        return None
+    namespace = budget.metadata.namespace
+    moments = [
+        entry.counted_until
+        for tier, entry in held.entries.items()
+        if entry.counted_until is not None and Key(namespace, tier) in world.tiers
+    ]
+    return min(moments, default=held.updated)
+
+
 def _restored(world: World, budget: NamespaceBudget) -> Account | None:
     """The account as it was kept: whole, or by the checkpoint in the status where that is newer."""
     kept, bounds = budget.status.checkpoint, budget.status.period

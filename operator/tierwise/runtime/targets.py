@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from tierwise.adapters.queries import EngineMetrics, Targets
 from tierwise.api.in_cluster import InCluster
-from tierwise.core import engines
+from tierwise.core import accounts, engines
 from tierwise.core.world import World
 
 
@@ -35,17 +35,17 @@ def targets_of(world: World, *, recover: bool) -> Targets:
     )
 
 
-def checkpoints(world: World) -> dict[str, float]:
-    """Namespace -> until when its ledger's checkpoint has counted, Unix seconds; the oldest where there are several.
+def checkpoints(world: World) -> dict[str, tuple[float, ...]]:
+    """Namespace -> until when the accounts of its budgets have counted, Unix seconds, ascending.
 
-    Empty where nothing has a checkpoint. Else namespaces without one count from now on, like those of a fresh cluster.
+    Empty where no budget has an account. Else namespaces without one count from now on, like those of a fresh cluster.
     """
-    found: dict[str, float] = {}
+    found: dict[str, set[float]] = {}
     for key, budget in world.budgets.items():
-        checkpoint = budget.status.checkpoint
-        if checkpoint is not None:
-            moment = (checkpoint.tokens_until or checkpoint.time).timestamp()
-            found[key.namespace] = min(moment, found.get(key.namespace, moment))
+        moment = accounts.counted_until(world, budget)
+        if moment is not None:
+            found.setdefault(key.namespace, set()).add(moment.timestamp())
     if not found:
         return {}
-    return {key.namespace: world.now.timestamp() for key in world.tiers} | found
+    fresh = {key.namespace: {world.now.timestamp()} for key in world.tiers}
+    return {namespace: tuple(sorted(moments)) for namespace, moments in (fresh | found).items()}
