@@ -117,3 +117,34 @@ def test_windows_that_overlap_count_once_together():
         known = capacity.learn(known, slow, [Objective(2.0, 0.1)], news=0.25)
     assert at_once.margin == pytest.approx(0.95)
     assert known.margin == pytest.approx(at_once.margin)
+
+
+def limited(load):
+    """What an engine with a limit of sequences shows: an even inter-token time, whatever the load, until it queues."""
+    return Observation(load, 0.035, 1.15 * 0.035, 0.1, 0.0, load * 0.035)
+
+
+def test_an_even_inter_token_time_at_small_loads_says_nothing_of_large_ones():
+    known = Capacity(700.0)
+    for _ in range(60):
+        known = capacity.learn(known, limited(300.0), [Objective(2.0, 0.1)])
+    assert known.saturation <= 700.0
+
+
+def test_a_queue_is_believed_though_the_saturation_was_thought_ten_times_as_high():
+    known = Capacity(7000.0, idle_inter_token_seconds=0.035)
+    for _ in range(3):
+        known = capacity.learn(known, limited(300.0), [])
+    for _ in range(3):
+        known = capacity.learn(known, Observation(600.0, 0.035, 0.04, 6.0, 20.0, 32.0), [])
+    assert known.saturation * capacity.utilisation_limit(known, Objective(2.0, 0.1)) <= 600.0
+
+
+def test_a_queue_never_bounds_below_what_was_carried_without_one_a_moment_ago():
+    known = Capacity(2000.0, idle_inter_token_seconds=IDLE)
+    for _ in range(5):
+        known = capacity.learn(known, seen(900.0), [])
+    for _ in range(3):
+        known = capacity.learn(known, seen(300.0, waiting=30.0), [])
+    assert known.queue_limit is not None
+    assert known.queue_limit >= 0.95 * 900.0 * 0.9

@@ -42,6 +42,10 @@ _FORGET = 0.93
 _ANCHOR_WEIGHT = 1.0
 _MAX_MOVE = 0.15
 _MIN_MARGIN = 0.5
+_TRUST = 2.0
+"""A line that was seen up to some load is believed up to this multiple of it: small loads say little of large ones."""
+
+_CARRIED_FADE = 0.98
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,7 @@ class Capacity:
         idle_ttft_seconds: time to first token (95th percentile) of an idle replica; None when unknown.
         queue_limit: work units/s that a standing queue showed to be the most; None when none was seen.
         margin: factor on the utilisation that feedback took away, in [0.5, 1].
+        carried: work units/s that were carried without a queue lately.
         queued: observations in a row that showed a queue.
         observations: how many went in, of replicas at work; 0 means that all is declared or assumed.
         normal: sufficient statistics of the fit (s11, s12, s22, t1, t2).
@@ -85,6 +90,7 @@ class Capacity:
     queue_limit: float | None = None
     margin: float = 1.0
     queued: int = 0
+    carried: float = 0.0
     observations: int = 0
     normal: tuple[float, float, float, float, float] | None = None
 
@@ -227,7 +233,9 @@ def _fit(capacity: Capacity, seen: Observation) -> Capacity:
     return replace(
         capacity,
         idle_inter_token_seconds=_bounded(idle, new_idle),
-        saturation=_bounded(capacity.saturation, new_saturation),
+        saturation=min(
+            _bounded(capacity.saturation, new_saturation), max(capacity.saturation, _TRUST * seen.work_rate)
+        ),
         normal=sums,
     )
 
@@ -293,15 +301,17 @@ def _learn_queue(capacity: Capacity, seen: Observation) -> Capacity:
     if seen.waiting > max(1.0, 0.1 * seen.running):
         queued = capacity.queued + 1
         # One window may mix a burst with the calm before it: believe the second.
-        if queued >= 2 and seen.work_rate > 0.3 * capacity.saturation:
-            most = 0.95 * seen.work_rate
+        if queued >= 2:
+            # Never less than what was carried without a queue a moment ago: the window may still hold calm.
+            most = max(0.95 * seen.work_rate, capacity.carried)
             limit = most if limit is None else limit + 0.5 * (most - limit)
         return replace(capacity, queued=queued, queue_limit=limit)
     if limit is not None:
         limit = max(limit * 1.02, seen.work_rate)
         if limit >= capacity.saturation:
             limit = None
-    return replace(capacity, queued=0, queue_limit=limit)
+    carried = max(seen.work_rate, _CARRIED_FADE * capacity.carried)
+    return replace(capacity, queued=0, queue_limit=limit, carried=carried)
 
 
 def _learn_margin(
