@@ -27,9 +27,12 @@ from tierwise.core import (
     consumers,
     decide,
     enforcement,
+    figures,
     learning,
     outlook,
     policy_status,
+    realised,
+    record,
     situation,
     tier_status,
 )
@@ -60,6 +63,7 @@ class _Draft:
     statuses: list[StatusApply] = field(default_factory=list)
     events: list[EventRecord] = field(default_factory=list)
     gauges: list[Gauge] = field(default_factory=list)
+    records: list[Mapping[str, Any]] = field(default_factory=list)
     accounts: dict[tuple[str, str], Account] = field(default_factory=dict)
     books: list[Manifest] = field(default_factory=list)
 
@@ -74,11 +78,12 @@ def plan(world: World, settings: Settings = SETTINGS) -> Plan:
         standings = _accounts(world, seen, memory)  # 3
         seen = replace(seen, hold=enforcement.held(seen, standings.values()))
         decision = decide.decide(seen)  # 4
+        memory = _follow(world, seen, decision, memory, draft)
         _children(world, seen, decision, draft)  # 5
         _report(world, seen, decision, settled, memory, draft)  # 6
         memory = decide.remember(memory, namespace, decision, world.now)
         memory = _budgets(world, seen, decision, standings, memory, draft)
-        _gauges(seen, decision, draft)
+        _gauges(seen, decision, memory, draft)
     _consumers(world, draft)
     _report_invalid(world, draft)
     return Plan(
@@ -92,6 +97,7 @@ def plan(world: World, settings: Settings = SETTINGS) -> Plan:
         memory=memory,
         gauges=tuple(sorted(draft.gauges)),
         books=tuple(draft.books),
+        records=tuple(draft.records),
     )
 
 
@@ -250,7 +256,13 @@ def _report(
     for name, policy in world.policies_in(seen.namespace).items():
         ref = _ref("RoutingPolicy", policy)
         status = policy_status.status(
-            world, seen, decision, policy, settled, grace_over=_grace_over(memory, seen.namespace, world, seen.settings)
+            world,
+            seen,
+            decision,
+            policy,
+            settled,
+            grace_over=_grace_over(memory, seen.namespace, world, seen.settings),
+            realising=memory.realising.get(seen.namespace),
         )
         _apply_status(draft, ref, _without(policy.status, "gateways"), status.dump())
         _news(draft, ref, policy.status.conditions, status.conditions)
@@ -373,8 +385,21 @@ def _next_round(world: World, memory: LoopMemory, settings: Settings) -> float:
     return max(MIN_ROUND_SECONDS, soonest)
 
 
-def _gauges(seen: Situation, decision: Decision, draft: _Draft) -> None:
+def _follow(world: World, seen: Situation, decision: Decision, memory: LoopMemory, draft: _Draft) -> LoopMemory:
+    """What decisions cost in the end; and the log's records of this round."""
+    before = memory.realising.get(seen.namespace)
+    memory = realised.follow(world, seen, decision, memory)
+    after = memory.realising.get(seen.namespace)
+    if decision.moved:
+        draft.records.append(record.whole(seen, decision))
+    if after is not None and after.finished and not (before is not None and before.finished):
+        draft.records.append(record.measured(seen.namespace, after))
+    return memory
+
+
+def _gauges(seen: Situation, decision: Decision, memory: LoopMemory, draft: _Draft) -> None:
     """Figures that move every round: for the operator's metrics, never for a status."""
+    draft.gauges += figures.of_decision(seen, decision, memory.realising.get(seen.namespace))
     for view in seen.classes:
         if view.demand is None:
             continue

@@ -35,11 +35,12 @@ def said(plan: Plan) -> list[Any]:
 
 
 def settle(server: Server, most: int = 160) -> int:
-    """Rounds until nothing was said for `CALM_ROUNDS`."""
+    """Rounds until nothing was said for `CALM_ROUNDS`, and it is known what the last decision saved."""
     calm = 0
     for count in range(most):
         calm = calm + 1 if not said(round_of(server)) else 0
-        if calm >= CALM_ROUNDS:
+        counting = any(not one.finished for one in server.store.memory.realising.values())
+        if not counting and calm >= CALM_ROUNDS:
             return count
         server.later(STEP_SECONDS)
     plan = round_of(server)

@@ -122,6 +122,31 @@ class DecisionOption(StatusModel):
     """Why it was taken or not."""
 
 
+class ClassBinding(StatusModel):
+    """What kept one class from a cheaper mix."""
+
+    name: Name
+    """Name of the class."""
+    binding: Binding
+    """None, Objective, QualityFloor, Ceiling, Clearance, Capacity, Step, Limits, Stale or Manual."""
+
+
+class Realised(StatusModel):
+    """What was measured after a decision, over a window in which nothing else moved."""
+
+    cost_per_hour: Figure
+    """Cost per hour of the namespace: replica-seconds and reported tokens, at their prices."""
+    requests_per_second: Figure | None = None
+    """Requests per second meanwhile."""
+    saving_percent: Figure | None = None
+    """Saving against what the weights before would have cost. Absent when demand was another one, as costs then are
+    no more comparable."""
+    seconds: Count
+    """Length of the window."""
+    provenance: Provenance
+    """Measured. The cost before, which a saving is against, is estimated."""
+
+
 class Decision(StatusModel):
     """The last decision that moved something, with what it rested on."""
 
@@ -137,8 +162,20 @@ class Decision(StatusModel):
     """Figures that it rested on."""
     options: Annotated[tuple[DecisionOption, ...], Field(max_length=16, json_schema_extra=ATOMIC)] = ()
     """Alternatives that were weighed."""
+    bindings: Annotated[tuple[ClassBinding, ...], Field(max_length=16, json_schema_extra=ATOMIC)] = ()
+    """What kept each class from a cheaper mix."""
+    relaxed: Annotated[tuple[Sentence, ...], Field(max_length=16, json_schema_extra=ATOMIC)] = ()
+    """Constraints that gave way, with whom they concern."""
+    currency: Annotated[str | None, Field(max_length=3)] = None
+    """Currency of the costs; absent when the tiers' prices have several, or none."""
+    cost_before_per_hour: Figure | None = None
+    """Estimated cost per hour of the namespace with the weights before, at the demand that was planned for."""
+    expected_cost_per_hour: Figure | None = None
+    """Estimated cost per hour of the namespace once the decision is carried out, at the same demand."""
     expected_saving_percent: Figure | None = None
     """Saving that was expected of it, in percent of the cost before."""
+    realised: Realised | None = None
+    """What was measured afterwards; absent until it is known, or when something else moved first."""
 
 
 class RoutingPolicyStatus(StatusModel):

@@ -9,7 +9,7 @@ mix; while replicas are starting, the second one's mix makes other allowed tiers
 from dataclasses import replace
 from datetime import datetime
 
-from tierwise.core import afford, balance, moves, problem, scaling, state
+from tierwise.core import afford, balance, counterfactual, moves, problem, scaling, state
 from tierwise.core.damping import LastMove
 from tierwise.core.decision import Decision
 from tierwise.core.memory import ClassMemory, LoopMemory, TierMemory
@@ -43,7 +43,7 @@ def decide(situation: Situation) -> Decision:
         if not tier.external
     }
     chosen = Option("chosen", free.cost_per_hour, free.replicas)
-    return Decision(
+    made = Decision(
         classes,
         tiers,
         (*_options(stated), stay, chosen),
@@ -53,6 +53,9 @@ def decide(situation: Situation) -> Decision:
         _downgrade(situation, answers),
         free.cost_per_hour if without is None else without,
     )
+    if not made.moved:
+        return made
+    return replace(made, options=(*_options(stated), *counterfactual.without(stated, free.binding), stay, chosen))
 
 
 def _within(situation: Situation, stated: Problem) -> tuple[Problem, float | None]:

@@ -53,6 +53,31 @@ class TierMemory:
 
 
 @dataclass(frozen=True, slots=True)
+class Realising:
+    """What a decision is found to cost, while it is being counted.
+
+    Attributes:
+        decided: when it was made. start, end: of the window that is counted. until: counted so far.
+        before_per_hour, expected_per_hour: of the namespace, estimated by the decision. currency: of all amounts.
+        demand: requests/s of all classes at the decision.
+        cost, requests, seconds: counted so far. finished: the window is over.
+    """
+
+    decided: datetime
+    start: datetime
+    end: datetime
+    before_per_hour: float
+    expected_per_hour: float
+    demand: float
+    currency: str
+    until: datetime
+    cost: float = 0.0
+    requests: float = 0.0
+    seconds: float = 0.0
+    finished: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class LoopMemory:
     """All of it.
 
@@ -60,6 +85,7 @@ class LoopMemory:
         started: first round of this process, aware UTC.
         signals_time: when the newest answer of Prometheus that was learnt from was asked.
         classes, tiers: by key.
+        realising: namespace -> what its last decision is found to cost.
         pending_since: namespace -> since when gateways have not acknowledged the present configuration.
         ladders: (namespace, budget) -> what its ladder remembers.
         without: namespace -> what it would have cost per hour without a ceiling, in the last round.
@@ -72,3 +98,4 @@ class LoopMemory:
     pending_since: Mapping[str, datetime] = field(default_factory=dict)
     ladders: Mapping[tuple[str, str], LadderMemory] = field(default_factory=dict)
     without: Mapping[str, float] = field(default_factory=dict)
+    realising: Mapping[str, Realising] = field(default_factory=dict)

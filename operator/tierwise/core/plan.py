@@ -83,6 +83,7 @@ class Plan:
         ledger: the accounts after this round; the shell keeps them and gives them back in the next world.
         next_round_seconds: when to plan again even if nothing happens.
         memory: what the loop remembers; the shell keeps it and gives it back in the next world.
+        records: what was decided and what decisions were found to cost, for the log: JSON values, one mapping each.
         gauges: figures that move every round, for `/metrics`; they are never written to a status.
         books: accounts to keep whole, as manifests that the shell signs; after the statuses.
     """
@@ -97,3 +98,4 @@ class Plan:
     memory: LoopMemory = field(default_factory=LoopMemory)
     gauges: tuple[Gauge, ...] = ()
     books: tuple[Manifest, ...] = ()
+    records: tuple[Mapping[str, Any], ...] = ()

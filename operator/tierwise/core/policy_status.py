@@ -1,29 +1,22 @@
 """What a RoutingPolicy's status says: whether it is served, the weights and why, what it saves, the last decision."""
 
-import hashlib
 from collections.abc import Mapping
 from datetime import datetime
-from decimal import Decimal
 
-from tierwise.api.meta import Provenance
 from tierwise.api.routing_policy import RebalanceMode, RoutingPolicy
 from tierwise.api.routing_policy_status import (
     Binding,
     ClassStatus,
-    DecisionInput,
-    DecisionOption,
     GatewayStatus,
     RoutingPolicyStatus,
     TierWeight,
 )
-from tierwise.api.routing_policy_status import (
-    Decision as DecisionStatus,
-)
-from tierwise.core import conditions, sensitivity, tier_status
+from tierwise.core import conditions, record, sensitivity
 from tierwise.core import saving as savings
 from tierwise.core.claims import Claims
 from tierwise.core.conditions import Finding
 from tierwise.core.decision import ClassOutcome, Decision
+from tierwise.core.memory import Realising
 from tierwise.core.situation import ClassView, Situation
 from tierwise.core.world import GatewayReport, Key, World
 
@@ -52,7 +45,14 @@ WANTED_MOVE_PERCENT = 5
 
 
 def status(
-    world: World, situation: Situation, decision: Decision, policy: RoutingPolicy, claims: Claims, *, grace_over: bool
+    world: World,
+    situation: Situation,
+    decision: Decision,
+    policy: RoutingPolicy,
+    claims: Claims,
+    *,
+    grace_over: bool,
+    realising: Realising | None = None,
 ) -> RoutingPolicyStatus:
     """The status that a policy should have now, without `gateways` (each replica writes its own).
 
@@ -63,6 +63,7 @@ def status(
         policy: whose.
         claims: who owns which name.
         grace_over: gateways had their time to acknowledge the present configuration.
+        realising: what the namespace's last decision is found to cost.
     """
     key = Key(policy.metadata.namespace, policy.metadata.name)
     before, generation = policy.status, policy.metadata.generation
@@ -78,9 +79,9 @@ def status(
         conditions=conditions.settle(found, before.conditions, generation=generation, now=world.now),
         classes=classes,
         saving=saving,
-        decision=_decision(situation, decision, outcomes, world.now)
+        decision=record.status(situation, decision, outcomes, BINDINGS)
         if _concerns(decision, outcomes)
-        else before.decision,
+        else record.with_realised(before.decision, realising),
     )
 
 
@@ -312,73 +313,3 @@ def _binding(outcome: ClassOutcome) -> Binding:
     if outcome.moved and dict(outcome.wanted) != dict(outcome.weights):
         return Binding.STEP
     return BINDINGS.get(outcome.binding, Binding.NONE)
-
-
-def _decision(situation: Situation, decision: Decision, outcomes: list[ClassOutcome], now: datetime) -> DecisionStatus:
-    """The record of a decision that moved something of the policy."""
-    moved = [outcome for outcome in outcomes if outcome.moved]
-    used = {name for outcome in outcomes for name in outcome.view.allowed}
-    scaled = [decision.tiers[name] for name in sorted(used) if name in decision.tiers and decision.tiers[name].moved]
-    parts = [f"class {o.view.spec.name}: {o.message}" for o in moved] + [
-        f"tier {t.view.name}: {t.message}" for t in scaled
-    ]
-    inputs = _inputs(situation, outcomes, sorted(used), now)
-    options = tuple(
-        DecisionOption(
-            name=option.name,
-            cost_per_hour=Decimal(f"{option.cost_per_hour:.2f}"),
-            feasible=option.feasible,
-            reason=(option.why_not[:512] or None) if option.name != "chosen" else "the cheapest that holds",
-        )
-        for option in decision.options[-16:]
-    )
-    text = repr((inputs, options, parts))
-    saving = None
-    if decision.cost_per_hour is not None and decision.stay_cost_per_hour:
-        saving = Decimal(f"{100 * (1 - decision.cost_per_hour / decision.stay_cost_per_hour):.1f}")
-    return DecisionStatus(
-        id=hashlib.sha256(text.encode()).hexdigest()[:16],
-        time=now.replace(microsecond=0),
-        reason=moved[0].reason if moved else "ReplicasMoved",
-        message="; ".join(parts)[:2048],
-        inputs=inputs,
-        options=options,
-        expected_saving_percent=saving,
-    )
-
-
-def _inputs(
-    situation: Situation, outcomes: list[ClassOutcome], tiers: list[str], now: datetime
-) -> tuple[DecisionInput, ...]:
-    inputs: list[DecisionInput] = []
-    for outcome in outcomes:
-        demand, history = outcome.view.demand, outcome.view.memory.history
-        age = int((now - history.samples[-1][0]).total_seconds()) if history.samples else None
-        name = f"class/{outcome.view.spec.name}/requestsPerSecond"
-        value = Decimal(f"{demand.now:.3f}") if demand is not None else None
-        inputs.append(DecisionInput(name=name, value=value, provenance=Provenance.MEASURED, age_seconds=age))
-        if demand is not None:
-            inputs.append(
-                DecisionInput(
-                    name=f"class/{outcome.view.spec.name}/plannedRequestsPerSecond",
-                    value=Decimal(f"{demand.ahead:.3f}"),
-                    provenance=Provenance.ESTIMATED,
-                )
-            )
-    for name in tiers:
-        view = situation.tiers[name]
-        if view.capacity is not None:
-            rate = tier_status.safe_rate(situation, view, view.capacity)
-            inputs.append(
-                DecisionInput(
-                    name=f"tier/{name}/requestsPerSecondPerReplica",
-                    value=Decimal(f"{rate:.3f}"),
-                    provenance=Provenance(view.capacity.provenance.capitalize()),
-                )
-            )
-            inputs.append(
-                DecisionInput(
-                    name=f"tier/{name}/readyReplicas", value=Decimal(view.ready), provenance=Provenance.MEASURED
-                )
-            )
-    return tuple(inputs[:64])

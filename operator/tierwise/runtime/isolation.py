@@ -60,6 +60,7 @@ def merge(world: World, plans: Iterable[Plan]) -> Plan:
     memory = world.memory
     classes, tiers, pending = dict(memory.classes), dict(memory.tiers), dict(memory.pending_since)
     ladders, without = dict(memory.ladders), dict(memory.without)
+    realising = dict(memory.realising)
     for plan in plans:
         accounts.update(plan.ledger.accounts)
         classes.update(plan.memory.classes)
@@ -67,6 +68,7 @@ def merge(world: World, plans: Iterable[Plan]) -> Plan:
         pending.update(plan.memory.pending_since)
         ladders.update(plan.memory.ladders)
         without.update(plan.memory.without)
+        realising.update(plan.memory.realising)
     return Plan(
         apply=tuple(one for plan in plans for one in plan.apply),
         scale=tuple(one for plan in plans for one in plan.scale),
@@ -83,7 +85,9 @@ def merge(world: World, plans: Iterable[Plan]) -> Plan:
             pending_since=pending,
             ladders=ladders,
             without=without,
+            realising=realising,
         ),
         gauges=tuple(one for plan in plans for one in plan.gauges),
         books=tuple(one for plan in plans for one in plan.books),
+        records=tuple(one for plan in plans for one in plan.records),
     )

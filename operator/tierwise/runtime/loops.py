@@ -212,6 +212,7 @@ class Decider:
         except FAULTS as error:
             self.metrics.errors.labels(where="show", error=type(error).__name__).inc()
             log.exception("what was planned could not be shown")
+        self._tell(plan)
         outcomes = [await self.writer.carry_out(plan)]
         if plan.books and self.store.signing_key:
             signed = [last_good.signed(one, self.store.signing_key) for one in plan.books]
@@ -220,6 +221,18 @@ class Decider:
         for outcome in outcomes:
             if outcome.retry_seconds is not None:
                 self.trigger.poke_later(outcome.retry_seconds)
+
+    def _tell(self, plan: Plan) -> None:
+        """One line for each decision that moved something, with all that it rested on."""
+        for record in plan.records:
+            log.info(str(record["record"]), **{name: value for name, value in record.items() if name != "record"})
+            for one in record.get("classes", ()):
+                if one["moved"]:
+                    self.metrics.moves.labels(kind="weights", reason=one["reason"]).inc()
+            for one in record.get("tiers", ()):
+                if one["moved"]:
+                    up = one["planned"] > one["before"]
+                    self.metrics.moves.labels(kind="replicas", reason="Up" if up else "Down").inc()
 
     def _plan(self, world: World) -> Plan | None:
         try:

@@ -27,6 +27,7 @@ class Metrics:
             registry=self.registry,
             buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10),
         )
+        self.moves = counter("tierwise_moves", "Decisions that moved weights or replicas.", "kind", "reason")
         self.renders = counter("tierwise_gateway_renders", "Renders of the gateway's configuration.", "outcome")
         self.writes = counter("tierwise_writes", "Writes to the API server that succeeded.", "kind", "verb")
         self.suppressed = counter(
