@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "envoy_config",
         "Print the gateways' Envoy resources as they are served, without secrets.",
     ),
+    "explain": ("tierwise.preview.explain_cli", "explain", "Tell what was decided about a policy, and why."),
     "plan": ("tierwise.preview.cli", "plan", "Show what a change would do and cost, before it is applied."),
     "run": ("tierwise.runtime.cli", "run", "Run the operator."),
     "simulate": (

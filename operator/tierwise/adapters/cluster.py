@@ -5,6 +5,7 @@ it never runs API discovery. Answers are plain dicts. Errors are typed: what the
 """
 
 import asyncio
+import contextlib
 import json
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -29,6 +30,10 @@ Manifest: TypeAlias = dict[str, Any]
 # The library has no annotations for these.
 _incluster: Callable[..., None] = kube_config.load_incluster_config
 _kubeconfig: Callable[..., Awaitable[None]] = kube_config.load_kube_config
+_contexts: Callable[..., tuple[list[dict[str, Any]], dict[str, Any]]] = kube_config.list_kube_config_contexts
+
+DEFAULT_NAMESPACE = "default"
+_POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 FIELD_MANAGER = "tierwise"
 APPLY = "application/apply-patch+yaml"
@@ -310,6 +315,19 @@ async def configure(kubeconfig: Path | None = None, context: str | None = None) 
     except (ConfigException, OSError) as error:
         raise NotConnectedError(f"no way to reach a cluster: {error}") from error
     return configuration
+
+
+def namespace_of(kubeconfig: Path | None = None, context: str | None = None) -> str:
+    """The namespace that kubectl would use: the context's, the Pod's own, else "default"."""
+    if kubeconfig is None and context is None:
+        with contextlib.suppress(OSError):
+            return _POD_NAMESPACE.read_text(encoding="utf-8").strip() or DEFAULT_NAMESPACE
+    try:
+        contexts, active = _contexts(str(kubeconfig) if kubeconfig else None)
+    except (ConfigException, OSError):
+        return DEFAULT_NAMESPACE
+    chosen = next((one for one in contexts or () if one["name"] == context), None) if context else active
+    return str(((chosen or {}).get("context") or {}).get("namespace") or DEFAULT_NAMESPACE)
 
 
 def connect(configuration: kube.Configuration, *, timeout_seconds: float = 5.0) -> Cluster:

@@ -254,7 +254,7 @@ def _load(each: ClassEstimate) -> str:
 def _held(each: ClassEstimate) -> str:
     if each.attainment is None:
         return f"unknown: {each.basis}" if each.objective else "no objective"
-    return f"{100 * each.attainment:.0f}% of {each.objective} ({each.basis})"
+    return f"{100 * each.attainment:.0f}% ({each.basis})"
 
 
 def _budgets(old: NamespaceEstimate | None, new: NamespaceEstimate | None, paint: _Paint) -> list[str]:
