@@ -137,8 +137,8 @@ def test_another_demand_than_at_the_decision_leaves_the_saving_unknown(demand, c
         finished=True,
     )
     found = realised.outcome(window)
-    assert found["costPerHour"] == pytest.approx(12.0)
-    assert found.get("savingPercent") == (pytest.approx(40.0) if comparable else None)
+    assert found["cost_per_hour"] == pytest.approx(12.0)
+    assert found.get("saving_percent") == (pytest.approx(40.0) if comparable else None)
     shown = {dict(one.labels)["state"] for one in figures._saving(("namespace", "x"), window) if "saving" in one.name}
     assert shown == ({"expected", "realised"} if comparable else {"expected"})
 

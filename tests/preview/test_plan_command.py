@@ -242,3 +242,12 @@ def test_values_of_secrets_show_nowhere(changed):
     )
     for form in ("table", "json", "yaml"):
         assert "planted-4711" not in run("-f", changed, "--full", "-o", form).output
+
+
+def test_what_is_wrong_already_is_a_note_and_no_problem(changed, tmp_path):
+    shutil.copytree(changed, tmp_path / "n")
+    edit(changed, "modeltier-large.yaml", "max: 8", "max: 0")
+    found = document("-f", tmp_path / "n", "--against", changed)
+    assert not found["problems"]
+    assert any("present state" in note and "modeltier-large.yaml:" in note for note in found["notes"])
+    assert ("create", "large") in [(one["action"], one["name"]) for one in found["objects"]]

@@ -40,10 +40,10 @@ def _saving(where: tuple[str, str], window: Realising | None) -> list[Gauge]:
         savings["expected"] = 100 * (1 - window.expected_per_hour / window.before_per_hour)
     if window.finished:
         known = realised.outcome(window)
-        if "costPerHour" in known:
-            costs["realised"] = known["costPerHour"]
-        if "savingPercent" in known:
-            savings["realised"] = known["savingPercent"]
+        if "cost_per_hour" in known:
+            costs["realised"] = known["cost_per_hour"]
+        if "saving_percent" in known:
+            savings["realised"] = known["saving_percent"]
     for state, value in costs.items():
         source = "Measured" if state == "realised" else "Estimated"
         labels = (("currency", window.currency), where, ("provenance", source), ("state", state))

@@ -124,12 +124,12 @@ def _tokens(view: TierView, reading: CounterReading, start: datetime) -> float:
 
 
 def outcome(window: Realising) -> Mapping[str, float]:
-    """Figures of a window: costPerHour, requestsPerSecond, seconds; savingPercent only where demand was alike."""
+    """Figures of a window: cost_per_hour, requests_per_second, seconds; saving_percent only where demand was alike."""
     if window.seconds <= 0:
         return {}
     per_hour = 3600 * window.cost / window.seconds
     demand = window.requests / window.seconds
-    found = {"costPerHour": per_hour, "requestsPerSecond": demand, "seconds": window.seconds}
+    found = {"cost_per_hour": per_hour, "requests_per_second": demand, "seconds": window.seconds}
     if window.before_per_hour > 0 and abs(demand - window.demand) <= SAME_DEMAND * window.demand:
-        found["savingPercent"] = 100 * (1 - per_hour / window.before_per_hour)
+        found["saving_percent"] = 100 * (1 - per_hour / window.before_per_hour)
     return found

@@ -87,12 +87,12 @@ def with_realised(shown: DecisionStatus | None, window: Realising | None) -> Dec
     found = realised.outcome(window)
     if not found:
         return shown
-    saving = found.get("savingPercent")
+    saving = found.get("saving_percent")
     return shown.model_copy(
         update={
             "realised": Realised(
-                cost_per_hour=Decimal(f"{found['costPerHour']:.2f}"),
-                requests_per_second=Decimal(f"{found['requestsPerSecond']:.2f}"),
+                cost_per_hour=Decimal(f"{found['cost_per_hour']:.2f}"),
+                requests_per_second=Decimal(f"{found['requests_per_second']:.2f}"),
                 saving_percent=Decimal(f"{saving:.1f}") if saving is not None else None,
                 seconds=round(found["seconds"]),
                 provenance=Provenance.MEASURED,
@@ -217,6 +217,6 @@ def measured(namespace: str, window: Realising) -> dict[str, Any]:
         "currency": window.currency,
         "cost_before_per_hour": window.before_per_hour,
         "expected_cost_per_hour": window.expected_per_hour,
-        "requestsPerSecondThen": window.demand,
+        "requests_per_second_then": window.demand,
         **realised.outcome(window),
     }

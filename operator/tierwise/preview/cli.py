@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from tierwise.preview import cluster, load, metrics, output, preview, state
+from tierwise.preview import cluster, document, load, metrics, output, preview, state
 from tierwise.preview.load import Loaded, Problem
 from tierwise.preview.metrics import Metrics
 from tierwise.preview.source import SourceError, documents
@@ -110,7 +110,8 @@ def plan(
     if not change.objects and not change.problems and not against:
         change.problems.append(Problem(", ".join(paths), "", "", "", "holds no object of Tierwise"))
     present, environment, name, old = _present(against, change, namespace, kubeconfig, context, operator_namespace, now)
-    change.problems += old
+    # What is wrong already is no fault of a change that may put it right.
+    notes += [f"in the present state, left out: {problem}" for problem in old]
     options = gateway_options(_settings(environment, authentication))
     prune = prune if prune is not None else against not in {None, CLUSTER}
     known = Metrics()
@@ -125,7 +126,7 @@ def plan(
     if form == "table":
         click.echo(output.text(found, full=full, colour=_colour()), nl=False, color=_colour())
     else:
-        click.echo(output.serialised(found, form), nl=False)
+        click.echo(document.serialised(found, form), nl=False)
     sys.exit(EXIT_ERROR if found.problems else EXIT_CHANGED if found.changed else EXIT_SAME)
 
 
