@@ -1,6 +1,6 @@
 """An operator that restarts gives nothing back: the rung that a status shows holds, also one reached in flight."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from api_server import NAMESPACE, Demand, Server, budget, external, policy, route
@@ -86,3 +86,28 @@ def test_the_period_after_a_restart_starts_without_a_rung() -> None:
     status = server.status("NamespaceBudget", "month")
     assert "rung" not in status
     assert "enforcement" not in status
+
+
+def test_while_nobody_counts_a_tier_that_others_fall_back_to_is_taken_for_used() -> None:
+    """A free tier may be failing over to a paid one all the while."""
+    tiers = [{"name": "free", "weight": 100}, {"name": "paid", "weight": 0}]
+    fallback = {"when": ["ServerError"], "attempts": 2}
+    server = Server(
+        [
+            external("free", prices=("0", "0")),
+            external("paid", prices=("3.00", "15.00")),
+            policy("chat", [route("all", tiers, fallback=fallback)], rebalance={"mode": "Manual"}),
+            budget("month", "20.00", ladder=[{"atPercent": 100, "action": "Deny"}]),
+        ],
+        demands={("chat", "all"): Demand(6.0)},
+    )
+    rounds(server, 12)
+    server.store.put_signals(Signals(time=server.now, gateways_up=Missing("down"), error="connection refused"))
+    gone = server.now
+    rounds(server, 2, measured=False)
+    assert "enforcement" not in server.status("NamespaceBudget", "month")
+    rounds(server, 150, measured=False)
+    denied = server.status("NamespaceBudget", "month")["enforcement"]
+    assert denied["action"] == "Deny"
+    after = (datetime.fromisoformat(denied["since"]) - gone).total_seconds()
+    assert 0.0288 * after <= 20, "what it can have cost until then is within the ceiling"

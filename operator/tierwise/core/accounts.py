@@ -245,7 +245,7 @@ def _most_replicas(world: World, situation: Situation, view: TierView) -> int:
 def _most_cost(situation: Situation, view: TierView) -> Decimal | None:
     """Upper bound of a provider's cost per hour while nobody counts: the planned demand, all of it on this tier.
 
-    What is copied to the tier comes on top.
+    So too of a tier without weight that others fall back to: nobody sees whether they do. What is copied comes on top.
     """
     total = Decimal(0)
     for one in situation.classes:
@@ -257,7 +257,7 @@ def _most_cost(situation: Situation, view: TierView) -> Decimal | None:
             return None
         total += cost.decimal(3600 * one.demand.ahead * copied.percent / 100 * each)
     for user in situation.users(view.name):
-        if user.weights.get(view.name, 0) <= 0:
+        if not user.reaches(view.name):
             continue
         each = view.cost_per_request(*user.demand.tokens_on(view.name)) if user.demand is not None else None
         if each is None or user.demand is None:

@@ -131,6 +131,11 @@ class ClassView:
     objective: Objective
     memory: ClassMemory
 
+    def reaches(self, tier: str) -> bool:
+        """Whether a request can get to a tier: by its weight, or because others fail."""
+        order = routing.fallback_order(self.spec, self.allowed)
+        return tier in routing.attempts(self.weights, order, self.spec.fallback.attempts).tiers
+
     @property
     def movable(self) -> bool:
         """Whether the loop may move its weights now."""
