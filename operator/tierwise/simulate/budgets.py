@@ -13,7 +13,6 @@ from tierwise.api.namespace_budget_status import LadderAction
 from tierwise.core import accounts, budget_status, ceiling, enforcement, ledger, outlook, routing, sensitivity
 from tierwise.core.decision import Decision
 from tierwise.core.enforcement import Standing
-from tierwise.core.ladder import LadderMemory
 from tierwise.core.ledger import Account
 from tierwise.core.memory import LoopMemory
 from tierwise.core.situation import Situation
@@ -88,12 +87,14 @@ class BudgetLoop(PlannerLoop):
             return view
         key = (self.namespace, self.budget.metadata.name)
         self.account = accounts.account(world, view, self.budget, self.account)
+        figures = outlook.outlook(view, self.budget, self.account)
         self._standing = enforcement.climbed(
             self.budget,
             self.account,
-            outlook.outlook(view, self.budget, self.account),
-            memory.ladders.get(key, LadderMemory()),
+            figures,
+            memory.ladders.get(key) or enforcement.recalled(self.budget, self.account, figures),
             blind=budget_status.uncounted(world, view, self.budget),
+            present_per_hour=memory.without.get(self.namespace),
         )
         self.account = self._standing.account
         return replace(view, hold=enforcement.held(view, [self._standing]))
@@ -107,4 +108,7 @@ class BudgetLoop(PlannerLoop):
         status = self.budget.status.model_copy(update={"enforcement": decided})
         self.budget = self.budget.model_copy(update={"status": status})
         key = (self.namespace, self.budget.metadata.name)
-        return replace(memory, ladders={**memory.ladders, key: ladder})
+        without = dict(memory.without)
+        if decision.without_per_hour is not None:
+            without[self.namespace] = decision.without_per_hour
+        return replace(memory, ladders={**memory.ladders, key: ladder}, without=without)
