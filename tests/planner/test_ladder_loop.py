@@ -316,3 +316,21 @@ def test_a_tier_without_a_price_is_withheld_and_said() -> None:
     server.change("NamespaceBudget", "month", unpriced="Allow")
     lab.run(120)
     assert server.condition("RoutingPolicy", "chat", "TierUnpriced") is None
+
+
+def test_weights_by_hand_are_downgraded_by_gateways_and_not_written() -> None:
+    tiers = [{"name": "dear", "weight": 100}, {"name": "cheap", "weight": 0}]
+    server = Server(
+        [
+            external("dear", prices=("3.00", "15.00")),
+            external("cheap", prices=("0.75", "3.75")),
+            policy("chat", [route("all", tiers)], rebalance={"mode": "Manual"}),
+            budget("month", "10", ladder=LADDER[:2], period="Day", timeZone="Pacific/Auckland"),
+        ],
+        demands={("chat", "all"): Demand(2.0, 600.0, 200.0)},
+    )
+    lab = Metered(server, 2.0)
+    lab.run(900)
+    assert lab.told["action"] == "Downgrade"
+    assert lab.told["tiers"] == ["cheap"]
+    assert server.weights("chat", "all")["dear"] == 100
