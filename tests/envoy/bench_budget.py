@@ -16,7 +16,6 @@ says what of it is real and what is modelled. Exit 1 when a promise is broken:
 import argparse
 import asyncio
 import concurrent.futures
-import dataclasses
 import json
 import logging
 import os
@@ -165,7 +164,7 @@ def table(found: list[tuple[str, ...]]) -> str:
 def rungs(one: Verdict) -> str:
     """What the ladder did, and when."""
     moves = [f"{moment:%d %H:%M} {action or 'nothing held back'}" for moment, action in one.outcome.rungs]
-    shown = moves if len(moves) <= 14 else [*moves[:10], f"... {len(moves) - 13} more ...", *moves[-3:]]
+    shown = moves if len(moves) <= 8 else [*moves[:5], f"... {len(moves) - 7} more ...", *moves[-2:]]
     return "; ".join(shown)
 
 
@@ -212,7 +211,7 @@ def main() -> int:
     total = sum(sum(one.outcome.seen.statuses.values()) for one in verdicts)
     print(f"{total} requests in {time.monotonic() - began:.0f} s")
     if options.json:
-        options.json.write_text(json.dumps([dataclasses.asdict(one) for one in verdicts], default=str, indent=1))
+        options.json.write_text(json.dumps(rows(verdicts), indent=1))
     broken = [f"at {one.ceiling:.2f}: {why}" for one in verdicts for why in one.broken()]
     print("\n".join(["BROKEN:", *broken]) if broken else "every promise was kept")
     return 1 if broken else 0
