@@ -300,8 +300,8 @@ async def test_a_long_gap_is_read_in_bounded_slices_over_several_rounds():
     await source.read(Targets(ledger_since={"team-a": (NOW.timestamp() - 10 * 24 * 3600,)}), NOW)
     asked = [query for query, _ in answers.asked]
     assert sum(query.startswith("last_over_time") for query in asked) == 1
-    assert len(asked) == 1 + prometheus.SLICES_PER_READ
-    assert all(f"[{prometheus.SLICE_SECONDS + prometheus.LOOKBACK_SECONDS}s]" in query for query in asked[1:])
+    assert len(asked) == 2 + prometheus.SLICES_PER_READ
+    assert all(f"[{prometheus.SLICE_SECONDS + prometheus.LOOKBACK_SECONDS}s]" in query for query in asked[2:])
     for _ in range(20):
         await source.read(Targets(), NOW)
     newest = [moment for query, moment in answers.asked if not query.startswith("last_over_time")]
@@ -313,6 +313,18 @@ def grown(start, stop, step=15):
     """A counter that grows by 7 at each scrape, and an uptime."""
     times = [start + step * n for n in range(int((stop - start) / step) + 1)]
     return [(t, 7.0 * n) for n, t in enumerate(times)], [(t, 1000.0 + t - start) for t in times]
+
+
+async def test_a_restarted_operator_does_not_take_a_dead_process_for_the_one_that_took_its_place():
+    """The series comes back an hour after its gateway did, and the operator restarted in between."""
+    now = NOW.timestamp()
+    times = [now - 7200 + 15 * n for n in range(481)]
+    up = [(t, 9000.0 + t - now if t < now - 5000 else t - now + 5001) for t in times]
+    samples = [(t, 500.0) for t in times if t < now - 5000] + [(t, 800.0) for t in times if t > now - 1800]
+    source = Prometheus(History(samples, up))
+    targets = Targets(external=frozenset({FRONTIER}), ledger_since={"team-a": (now - 3600,)})
+    assert (await source.read(targets, NOW)).usage[FRONTIER].output_tokens == 800.0
+    source.close()
 
 
 @pytest.mark.parametrize("missing", [(0, 0), (7200, 6600), (3700, 3000)], ids=["none", "before", "around"])
@@ -337,7 +349,7 @@ async def test_a_restarted_operator_reads_what_it_missed_from_history(missing):
 async def test_a_slice_that_fails_keeps_what_was_read_before_it():
     now = NOW.timestamp()
     answers = History(*grown(now - 4 * 3600, now))
-    answers.broken = lambda asked: asked == 6
+    answers.broken = lambda asked: asked == 7
     source = Prometheus(answers)
     first = Targets(external=frozenset({FRONTIER}), ledger_since={"team-a": (now - 3600,)})
     part = (await source.read(first, NOW)).usage[FRONTIER]

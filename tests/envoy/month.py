@@ -258,8 +258,6 @@ class Month:
         self._pods_go_on(until - ECHO)
         if self.throttled:
             await asyncio.sleep(max(0.0, PACE_SECONDS - (time.monotonic() - began)))
-        if self._due(self.story.restart, begin):
-            self._operator()
         await self.scrape()
         self.round()
         self._account(seen, over)
@@ -303,6 +301,8 @@ class Month:
         return begin <= moment < begin + self.step
 
     async def _happens(self, begin: datetime) -> None:
+        if self._due(self.story.restart, begin):
+            self._operator()  # accounts were kept a moment ago; elsewhere that is every five minutes
         if self._due(self.story.raise_price, begin):
             self.prices["frontier"] = objects.RAISED
             self.api.put(objects.frontier(self._urls["frontier"], objects.RAISED))

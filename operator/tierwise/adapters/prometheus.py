@@ -182,7 +182,12 @@ class Prometheus:
         if cursor.since and cursor.time is None:
             rows = await self._in_thread(self._query, queries.usage_before(self._selector, BASELINE_SECONDS), start)
             before = answers.parse_usage(rows)
-            cursor = usage.baseline(before.series, before.uptimes, cursor)
+            # A process shows all that it has counted: what it does not show was counted by the one before it.
+            rows = await self._in_thread(self._query, queries.usage_samples(self._selector, SLICE_SECONDS), start)
+            alive = answers.parse_usage(rows)
+            shown = {one.identity for one in alive.series}
+            kept = [one for one in before.series if one.identity in shown or one.instance not in alive.uptimes]
+            cursor = usage.baseline(kept, before.uptimes, cursor)
         for begin, stop in slices:
             span = math.ceil(stop - begin) + LOOKBACK_SECONDS
             # The newest slice is asked at Prometheus' own "now": clocks may differ.
