@@ -303,6 +303,7 @@ class Month:
     async def _happens(self, begin: datetime) -> None:
         if self._due(self.story.restart, begin):
             self._operator()  # accounts were kept a moment ago; elsewhere that is every five minutes
+            self.round()
         if self._due(self.story.raise_price, begin):
             self.prices["frontier"] = objects.RAISED
             self.api.put(objects.frontier(self._urls["frontier"], objects.RAISED))
