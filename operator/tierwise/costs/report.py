@@ -242,7 +242,7 @@ def check(source: Source) -> Check:
         source.kept.currency,
         lines=lines,
         ledger=total_of(account),
-        status=source.spent if same else None,
+        status=cents(source.spent) if same and source.spent is not None else None,
     )
 
 
