@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 
-from tierwise.api.namespace_budget import NamespaceBudget
+from tierwise.api.namespace_budget import NamespaceBudget, Unpriced
 from tierwise.api.routing_policy_status import Binding
 from tierwise.core import budget as calendar
 from tierwise.core import capacity, decide, policy_status, tier_status
@@ -94,6 +94,7 @@ class BudgetEstimate:
         period_cost: a whole period's (estimated). percent: of the ceiling. rungs: (percent, action, hours from the
             period's start until it is reached; None: not within the period).
         unpriced: (policy, class, tier) whose cost does not count because the tier has no price in the currency.
+        unpriced_denied: no request goes to such a tier; else they pass uncounted.
         spent: of the present period, as the cluster has it; None when unknown.
     """
 
@@ -105,6 +106,7 @@ class BudgetEstimate:
     percent: Decimal | None
     rungs: tuple[tuple[int, str, Decimal | None], ...]
     unpriced: tuple[tuple[str, str, str], ...]
+    unpriced_denied: bool
     spent: Decimal | None = None
 
 
@@ -130,7 +132,8 @@ def _namespace(seen: Situation, settled: Settled, metrics: Metrics, now: datetim
     tiers = tuple(_tier(seen, view, settled, metrics) for _, view in sorted(seen.tiers.items()))
     decision = decide.decide(seen)
     classes = tuple(_class(seen, view, decision.classes[view.key], metrics) for view in seen.classes)
-    used = {name for view in seen.classes for name in view.allowed}
+    used = {ref.name for view in seen.classes for ref in view.spec.tiers}
+    used |= {each.name for each in tiers if each.replicas}
     costs: dict[str, Amount] = {}
     unpriced: list[str] = []
     for each in tiers:
@@ -311,8 +314,8 @@ def _budget(
     unpriced = [
         (view.key[1], view.key[2], tier)
         for view in seen.classes
-        for tier in view.allowed
-        if tier_status.currency(seen.tiers[tier]) != spec.currency
+        for tier in (ref.name for ref in view.spec.tiers)
+        if tier in seen.tiers and tier_status.currency(seen.tiers[tier]) != spec.currency
     ]
     cost = Amount(rate.value * hours, rate.missing) if rate is not None and known else None
     rungs = []
@@ -331,6 +334,7 @@ def _budget(
         percent=100 * cost.value / spec.ceiling if cost is not None else None,
         rungs=tuple(rungs),
         unpriced=tuple(unpriced),
+        unpriced_denied=spec.unpriced is Unpriced.DENY,
         spent=budget.status.spent,
     )
 

@@ -275,10 +275,11 @@ def _budget(old: BudgetEstimate | None, new: BudgetEstimate, paint: _Paint) -> l
         lines.append(f"    {percent:>3}% {action:<9} {when}")
     if new.percent is not None and new.percent > 100:
         lines.append(paint.of("    does not fit: the ceiling is reached before the period ends", "red"))
+    then = "requests are kept off it, its replicas' cost is unknown"
+    if not new.unpriced_denied:
+        then = "requests pass, and its cost does not count"
     lines += [
-        paint.of(
-            f"    tier {tier} of {policy}/{name} has no price in {new.currency}: its cost does not count", "yellow"
-        )
+        paint.of(f"    tier {tier} of {policy}/{name} has no price in {new.currency}: {then}", "yellow")
         for policy, name, tier in new.unpriced
     ]
     return lines

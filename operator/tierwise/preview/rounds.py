@@ -7,11 +7,14 @@ replicas that it asks for are ready. How long that takes does not matter to wher
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 from tierwise import planner
 from tierwise.adapters import kinds
+from tierwise.api.namespace_budget_status import NamespaceBudgetStatus
 from tierwise.core import learning, situation
+from tierwise.core.ledger import Ledger
 from tierwise.core.memory import TierMemory
 from tierwise.core.plan import EventRecord, Plan
 from tierwise.core.signals import ClassKey
@@ -87,7 +90,7 @@ class _Cluster:
         for one in plan.statuses:
             kind = kinds.kind_of(one.target.api_version, one.target.kind)
             held = self.store.get(kind, Key(one.target.namespace, one.target.name))
-            if held is not None and not one.manager_suffix:
+            if held is not None and not one.manager_suffix and kind is not kinds.NAMESPACE_BUDGET:
                 kept = {k: v for k, v in (held.get("status") or {}).items() if k in {"gateways", "enforcement"}}
                 self.put({**held, "status": {**kept, **one.status}})
         self.store.memory, self.store.ledger = plan.memory, plan.ledger
@@ -141,8 +144,7 @@ def settle(store: Store, metrics: Metrics, now: datetime, settings: Settings | N
         if signals is not None:
             store.put_signals(signals)
         world = store.snapshot(moment)
-        # Without budgets: time passes here as it never will, and their accounts would count it.
-        plan = planner.plan(replace(world, budgets={}), settings)
+        plan = planner.plan(_unspent(world), settings)
         cluster.carry_out(plan)
         cluster.run_pods(store.snapshot(moment))
         events += [event for event in plan.events if event not in events]
@@ -153,9 +155,27 @@ def settle(store: Store, metrics: Metrics, now: datetime, settings: Settings | N
             break  # nothing is measured: nothing will move
     world = store.snapshot(now + rounds * step)
     memory = learning.learn(world, settings.max_age_seconds)
-    views = {ns: situation.view(world, memory, ns, settings) for ns in planner.namespaces(world)}
+    unspent = _unspent(world)
+    views = {ns: situation.view(unspent, memory, ns, settings) for ns in planner.namespaces(world)}
     steady = quiet >= quiet_needed or (not metrics.loads and quiet > 0)
     return Settled(world, views, dict(sorted(cluster.applied.items())), store, rounds, steady, tuple(events))
+
+
+def _unspent(world: World) -> World:
+    """With budgets that nothing was spent of, and that do not fill: time passes here as it never will.
+
+    What they say of tiers without a price holds all the same.
+    """
+    budgets = {
+        key: budget.model_copy(
+            update={
+                "spec": budget.spec.model_copy(update={"ceiling": Decimal(10) ** 15}),
+                "status": NamespaceBudgetStatus(),
+            }
+        )
+        for key, budget in world.budgets.items()
+    }
+    return replace(world, budgets=budgets, ledger=Ledger())
 
 
 def _pace(world: World) -> tuple[timedelta, int]:
