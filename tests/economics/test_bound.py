@@ -65,6 +65,14 @@ def test_a_floor_holds_over_all_slots_and_not_in_each():
     assert np.ptp(inside) > 0.1
 
 
+def test_a_floor_in_each_slot_costs_no_less():
+    made, have = tiny(76.0)
+    always = bound.schedule(made, known=have, each_slot=True)
+    inside = always.shares["chat", "inside"]
+    assert (70 * inside + 80 * (1 - inside) >= 76.0 - 1e-6).all()
+    assert always.usd_per_hour > bound.schedule(made, known=have).usd_per_hour + 1
+
+
 def test_a_ceiling_gives_the_least_loss():
     made, have = tiny(80.0)
     free = bound.schedule(made, known=have).usd_per_hour

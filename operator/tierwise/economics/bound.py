@@ -117,6 +117,7 @@ def schedule(
     scenario: Scenario,
     *,
     burst: bool = False,
+    each_slot: bool = False,
     ceiling: float | None = None,
     time_limit_seconds: float = TIME_LIMIT_SECONDS,
     known: Loads | None = None,
@@ -126,6 +127,7 @@ def schedule(
     Args:
         scenario: with perfect knowledge.
         burst: whether the load of a slot is that of its busiest ten seconds.
+        each_slot: whether floors hold in every slot, as the loop keeps them, instead of on the whole.
         ceiling: USD/h on average.
         time_limit_seconds: for the solver.
         known: the scenario's arrays, where they are made already.
@@ -178,7 +180,10 @@ def schedule(
         terms = [
             (shares[pair], have.weight[each.name] * each.quality[pair[1]]) for pair in shares if pair[0] == each.name
         ]
-        if worst is None:
+        if each_slot:
+            scores = [(shares[pair], each.quality[pair[1]] * ones) for pair in shares if pair[0] == each.name]
+            built.each(scores, scenario.floors[each.name] - 1e-7, INFINITE)
+        elif worst is None:
             built.total(terms, scenario.floors[each.name] - 1e-7, INFINITE)
         else:
             built.total([*terms, (worst, np.array([large]))], large, INFINITE)

@@ -124,6 +124,9 @@ def _bound(scenario: Scenario) -> dict[str, Any]:
         "bound": mean.usd_per_hour,
         "burst_safe": burst.usd_per_hour,
         "replay": replay["usd_per_hour"],
+        "replay_each_slot": bound.replay_cost(
+            scenario, bound.schedule(scenario, known=have, burst=True, each_slot=True)
+        ),
         "limits": dict(have.limits),
     }
 

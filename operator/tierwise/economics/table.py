@@ -68,6 +68,9 @@ def lines(name: str, results: Results, reference: Mapping[str, Any]) -> list[str
         out.append(_HEADER)
     if bound is not None:
         out.append(_figures("offline bound (LP)", {"usd_per_hour": bound}, bound, replay, large))
+    if offline.get("replay_each_slot") is not None:
+        cost = {"usd_per_hour": offline["replay_each_slot"]}
+        out.append(_figures("replay, floor in each slot", cost, bound, replay, large))
     for row, values in shown.items():
         title = {"planner": "Tierwise", "replay": "perfect-knowledge replay"}.get(row, row)
         out.append(_figures(title, values, bound, replay, large))
