@@ -75,6 +75,10 @@ def test_the_document_holds_every_figure_and_says_what_it_is(folder):
     assert quality["expected"] == pytest.approx(mixed, abs=2e-4)
     assert quality["floor"] == 0.83
     assert quality["lossPoints"] == pytest.approx(100 * (0.9 - quality["expected"]), abs=0.02)
+    assert quality["lossPercent"] == pytest.approx(100 * (1 - quality["expected"] / 0.9), abs=0.02)
+    losses = {name: each["lossPercent"] for name, each in told["quality"]["classes"].items()}
+    assert told["quality"]["lossPercent"] == pytest.approx((3 * losses["chat"] + losses["code"]) / 4, abs=2e-3)
+    assert told["quality"]["worstLossPercent"] == max(losses.values())
     assert {"weightsPerHour", "replicasPerHour", "reversalsPerDay"} <= set(told["changes"])
     assert set(told["convergence"]) >= {"steps", "longestSeconds"}
     assert told["optimum"]["costOverReplay"] > 0
