@@ -8,8 +8,9 @@ from tierwise.economics.simulation import Run
 from tierwise.simulate.charts import Chart, Series
 from tierwise.simulate.page import Figure, Report, Section, Table
 
-SMOOTH_SECONDS = 60.0
-"""Attainment and cost are shown as means of at least so long: a round of some seconds holds too few requests."""
+SMOOTH_SECONDS, SMOOTH_PARTS = 60.0, 300
+"""Rates, cost and attainment are shown as means of so long, or of so many parts of a long run: a round of some seconds
+holds too few requests."""
 PROMISED = 95.0
 """Objectives are 95th percentiles."""
 CLASS_COLOUR = 4
@@ -23,7 +24,7 @@ def report(run: Run, found: Mapping[str, Any]) -> Report:
         run: that has been performed.
         found: its figures, as `figures.document` gives them.
     """
-    per = max(1, round(SMOOTH_SECONDS / run.round_seconds))
+    per = max(1, round(max(SMOOTH_SECONDS, run.hours * 3600 / SMOOTH_PARTS) / run.round_seconds))
     times = [each.seconds for each in run.rounds]
     money = str(found["currency"])
     sections = [
@@ -127,7 +128,14 @@ def _cost(run: Run, found: Mapping[str, Any], times: Sequence[float], per: int, 
         if isinstance(entry, dict):
             marks.append((float(entry["perHour"]), words))
     series = [Series("as simulated", _smooth(hourly, per), 7)]
-    return Chart("Cost", f"{money}/h", times, series, marks=marks, note="Starting and idle replicas are paid for.")
+    return Chart(
+        "Cost",
+        f"{money}/h",
+        times,
+        series,
+        marks=marks,
+        note=f"Starting and idle replicas are paid for. {_means(run, per)}",
+    )
 
 
 def _attainment(run: Run, times: Sequence[float], per: int) -> Chart:
@@ -141,7 +149,13 @@ def _attainment(run: Run, times: Sequence[float], per: int) -> Chart:
         series.append(Series(name, values, colour))
     low = max(0.0, 10 * ((lowest - 1) // 10)) if lowest < 90 else 90.0
     marks = ((PROMISED, "95 %: what a 95th percentile promises"),)
-    return Chart("Within objective", "% of requests", times, series, low=low, high=100.0, marks=marks)
+    note = _means(run, per)
+    return Chart("Within objective", "% of requests", times, series, low=low, high=100.0, marks=marks, note=note)
+
+
+def _means(run: Run, per: int) -> str:
+    seconds = per * run.round_seconds
+    return f"Means of {seconds / 60:.3g} min." if seconds >= 60 else f"Means of {seconds:g} s."
 
 
 def _tiers(run: Run, found: Mapping[str, Any], money: str) -> Table:

@@ -18,6 +18,8 @@ LABEL_GAP = 0.085
 """Least distance of two direct labels, as a share of a plot's height: a line of text in 200 pixels."""
 THIN = 0.04
 """An area that ends thinner than this, as a share of a plot's height, has no direct label but a legend."""
+ROOM = 12.0
+"""Percent of a plot's height that a line of words needs."""
 LOWEST = 0.94
 """A direct label ends above the words of the time axis."""
 
@@ -276,9 +278,10 @@ def _x_labels(start: float, span: float) -> str:
 
 
 def _mark_words(chart: Chart, low: float, high: float) -> str:
+    """Words above their line, or below it where there is no room above."""
     return "".join(
-        f'<span class="words" style="top:{_y(value, low, high) / 10:.2f}%">{escape(words)}</span>'
-        for value, words in chart.marks
+        f'<span class="words{" below" if top < ROOM else ""}" style="top:{top:.2f}%">{escape(words)}</span>'
+        for top, words in ((_y(value, low, high) / 10, words) for value, words in chart.marks)
     )
 
 

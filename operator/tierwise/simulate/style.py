@@ -46,6 +46,7 @@ text-overflow:ellipsis;font-size:.78rem;font-weight:600}
 .area{stroke:var(--ground);stroke-width:1;vector-effect:non-scaling-stroke;fill-opacity:.8}
 .words{position:absolute;right:4px;transform:translateY(-105%);font-size:.75rem;color:var(--mark);
 background:color-mix(in srgb,var(--ground) 75%,transparent);padding:0 3px}
+.words.below{transform:translateY(8%)}
 .cursor{position:absolute;top:0;bottom:0;width:1px;background:var(--soft);pointer-events:none}
 .tip{position:absolute;top:6px;z-index:2;pointer-events:none;background:var(--ground);border:1px solid var(--rule);
 border-radius:6px;padding:6px 9px;font-size:.78rem;line-height:1.4;box-shadow:0 2px 8px rgb(0 0 0/.18);
