@@ -86,7 +86,7 @@ class Month:
             *objects.tiers(urls["frontier"], urls["mini"]),
             objects.rule(story.step),
             *objects.callers(),
-            objects.budget(ceiling, story.start, story.ladder, period=story.period),
+            objects.budget(ceiling, story.start, story.ladder, period=story.period, failureAfter="24h"),
         )
         self.pods = Pods(objects.ENGINE, objects.TARGET, self.now)
         self.cluster = Cluster(self.api, {OWN: self.pods})
