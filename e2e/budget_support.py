@@ -298,6 +298,53 @@ def check_denial(record: dict[str, Any], *, budget: str, resets_at: datetime) ->
     assert record["retry_after"] == f"{resets_at:%a, %d %b %Y %H:%M:%S} GMT"
 
 
+CENT = Decimal("0.01")
+MOST_ESTIMATE = 12
+"""A bound of what was not reported is at most so many times the bill: one that says nothing holds no ceiling either.
+(Bytes for tokens of four, and 512 for the template of a short prompt.)"""
+
+
+def check_exact(figures: dict[str, Any], bill: Decimal) -> None:
+    """All of the bill is counted, once, and nothing is estimated."""
+    assert amount(figures, "measured") == bill.quantize(CENT)
+    assert amount(figures, "estimated") == 0
+
+
+def check_bounded(figures: dict[str, Any], bill: Decimal) -> None:
+    """What nobody reported is estimated on the high side, and not beyond use."""
+    assert amount(figures, "measured") == 0
+    assert bill < amount(figures, "estimated") < MOST_ESTIMATE * bill
+
+
+def check_crash(figures: dict[str, Any], bill: Decimal, at_risk: Decimal, *, crashes: int) -> None:
+    """Gateways that died lost what they counted since their last scrape at most, within the bound that is shown."""
+    spent = amount(figures, "spent")
+    assert bill - at_risk - CENT <= spent <= bill + CENT + amount(figures, "estimated")
+    assert bill - spent <= amount(figures, "bound")
+    assert figures["gatewaysLost"] == crashes
+
+
+def check_prices(
+    spent: Decimal, attempts: list[dict[str, Any]], *, changed: float, before: Price, after: Price, slack: Decimal
+) -> None:
+    """Each side of a change (Unix seconds) at its own price; a mistake about all of one side is more than the slack."""
+    exact = sum(((after if one["end"] > changed else before).of(one) for one in attempts), Decimal(0))
+    assert exact - slack <= spent <= exact + slack
+    assert exact - slack > sum(before.of(one) for one in attempts), "the check can tell"
+    assert exact + slack < sum(after.of(one) for one in attempts), "the check can tell"
+
+
+def check_held(records: list[dict[str, Any]], bill: Decimal, *, ceiling: Decimal, bound: Decimal) -> None:
+    """The ceiling held up to the bound, nothing was refused before it was near, and nothing passed once decided."""
+    refused = denied(records)
+    assert refused, "nothing was refused"
+    assert ceiling / 5 <= bill <= ceiling + bound
+    first = min(one["start"] for one in refused)
+    late = [one for one in records if one["start"] > first + CARRY_OUT_SECONDS]
+    assert late
+    assert len(denied(late)) == len(late), "after the decision no gateway lets any through"
+
+
 @dataclass(frozen=True)
 class Lab:
     """The platform with a provider; each test has a namespace of its own."""

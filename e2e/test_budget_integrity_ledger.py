@@ -20,10 +20,6 @@ from tierwise.devcluster.cluster import Cluster
 
 pytestmark = pytest.mark.timeout(400)
 
-CENT = Decimal("0.01")
-MOST_ESTIMATE = 12
-"""A bound of what was not reported is at most so many times the bill: one that says nothing holds no ceiling either.
-(Bytes for tokens of four, and 512 for the template of a short prompt.)"""
 CRASH_SECONDS = 2 * budget_support.SCRAPE_SECONDS
 """What a gateway counted since its last scrape dies with it: an interval, and the scrape's own time on a busy node."""
 REPRICED_SECONDS = budget_support.SCRAPE_SECONDS + budget_support.READ_SECONDS
@@ -62,8 +58,7 @@ def test_a_free_tiers_paid_fallback_is_charged(lab: Lab) -> None:
     bill = lab.provider.bill("fallback", PRICES)
     print(figures["spent"], bill)
     assert bill > 10
-    assert budget_support.amount(figures, "measured") == bill.quantize(CENT)
-    assert budget_support.amount(figures, "estimated") == 0
+    budget_support.check_exact(figures, bill)
 
 
 def test_several_gateways_neither_multiply_nor_lose(lab: Lab) -> None:
@@ -83,11 +78,11 @@ def test_several_gateways_neither_multiply_nor_lose(lab: Lab) -> None:
     bill = lab.provider.bill("gateways", PRICES)
     print(figures["spent"], bill)
     assert len(lab.provider.attempts("gateways")) == 31
-    assert budget_support.amount(figures, "measured") == bill.quantize(CENT)
+    budget_support.check_exact(figures, bill)
     # The third is gone: what it counted stays counted, and once.
     records = lab.send([lab.ask("gateways") for _ in range(5)])
     figures = lab.settled("gateways")
-    assert budget_support.amount(figures, "measured") == lab.provider.bill("gateways", PRICES).quantize(CENT)
+    budget_support.check_exact(figures, lab.provider.bill("gateways", PRICES))
 
 
 def test_streams_without_usage_are_estimated_on_the_high_side(lab: Lab) -> None:
@@ -97,8 +92,7 @@ def test_streams_without_usage_are_estimated_on_the_high_side(lab: Lab) -> None:
     bill = lab.provider.bill("silent", PRICES)
     print(figures["spent"], bill)
     assert {(one["reported"], one["completion"] > 0) for one in lab.provider.attempts("silent")} == {(False, True)}
-    assert budget_support.amount(figures, "measured") == 0
-    assert bill < budget_support.amount(figures, "estimated") < MOST_ESTIMATE * bill
+    budget_support.check_bounded(figures, bill)
 
 
 def test_streams_that_clients_leave_are_counted(lab: Lab) -> None:
@@ -110,8 +104,7 @@ def test_streams_that_clients_leave_are_counted(lab: Lab) -> None:
     figures = lab.settled("leaving")
     bill = lab.provider.bill("leaving", PRICES)
     print(figures["spent"], bill)
-    assert bill < budget_support.amount(figures, "estimated") < MOST_ESTIMATE * bill
-    assert budget_support.amount(figures, "measured") == 0
+    budget_support.check_bounded(figures, bill)
 
 
 def test_a_gateway_that_is_killed_loses_at_most_what_it_had_counted_since_its_last_scrape(lab: Lab) -> None:
@@ -119,8 +112,8 @@ def test_a_gateway_that_is_killed_loses_at_most_what_it_had_counted_since_its_la
     pods = budget_support.gateways(lab.cluster)
     load = lab.load(budget_support.paced(lab.ask("crash"), rate=10, seconds=24))
     kills = []
-    for _ in range(2):  # once counting, once counting anew
-        time.sleep(4)
+    for pause in (4, 12):  # once counting, once counting anew, and long enough for its uptime to show it
+        time.sleep(pause)
         (pid,) = lab.cluster.pod_pids(install.NAMESPACE, pods[urls[0]]).values()
         kills.append(time.time())
         os.kill(pid, signal.SIGKILL)
@@ -128,6 +121,7 @@ def test_a_gateway_that_is_killed_loses_at_most_what_it_had_counted_since_its_la
     assert sum(one.get("status") == 200 for one in records) > 160, "the other one served, and the killed one came back"
     back = [one for one in records if one["url"] == urls[0] and one.get("status") == 200 and one["end"] > kills[1]]
     print(f"{len(back)} answers of the killed one's successor")
+    support.until(lambda: urls[0] in lab.urls, seconds=60, what="the killed one is back")
     figures = lab.settled("crash")
     attempts = lab.provider.attempts("crash")
     bill = lab.provider.bill("crash", PRICES)
@@ -144,9 +138,7 @@ def test_a_gateway_that_is_killed_loses_at_most_what_it_had_counted_since_its_la
     bound = budget_support.amount(figures, "bound")
     print(f"spent {spent}, bill {bill}, of it at risk {at_risk:.2f}, lost {bill - spent:.2f}, bound {bound}")
     assert at_risk < bill / 4
-    assert bill - spent <= bound, "the loss is within the bound that is shown"
-    assert figures["gatewaysLost"] == 2
-    assert bill - at_risk - CENT <= spent <= bill + CENT + budget_support.amount(figures, "estimated")
+    budget_support.check_crash(figures, bill, at_risk, crashes=2)
 
 
 def test_a_price_that_changes_applies_from_then_on(lab: Lab) -> None:
@@ -154,7 +146,7 @@ def test_a_price_that_changes_applies_from_then_on(lab: Lab) -> None:
     lab.send([lab.ask("repriced", at=i / 20) for i in range(20)])
     before = lab.provider.bill("repriced", PRICES)
     figures = lab.settled("repriced")
-    assert budget_support.amount(figures, "measured") == before.quantize(CENT)
+    budget_support.check_exact(figures, before)
     url = lab.provider.url("repriced", "paid")
     # Under way while the price changes.
     load = lab.load(budget_support.paced(lab.ask("repriced"), rate=10, seconds=24))
@@ -168,6 +160,4 @@ def test_a_price_that_changes_applies_from_then_on(lab: Lab) -> None:
     slack = 10 * (dear.of(attempts[0]) - PAID.of(attempts[0])) * Decimal(str(REPRICED_SECONDS))
     spent = budget_support.amount(figures, "measured")
     print(f"spent {spent}, by the log {exact:.2f}, slack {slack:.2f}")
-    assert exact - slack <= spent <= exact + slack
-    assert exact - slack > sum(PAID.of(one) for one in attempts), "the check can tell"
-    assert exact + slack < sum(dear.of(one) for one in attempts), "the check can tell"
+    budget_support.check_prices(spent, attempts, changed=changed, before=PAID, after=dear, slack=slack)
