@@ -148,3 +148,26 @@ def test_a_queue_never_bounds_below_what_was_carried_without_one_a_moment_ago():
         known = capacity.learn(known, seen(300.0, waiting=30.0), [])
     assert known.queue_limit is not None
     assert known.queue_limit >= 0.95 * 900.0 * 0.9
+
+
+def test_a_replica_that_is_overloaded_at_first_sight_is_not_taken_for_a_slow_one():
+    """A declared capacity far too high sends it too much: what is seen first is slow, which would rule it out."""
+    objective = Objective(inter_token_seconds=0.03)
+    known = capacity.learn(Capacity(20 * SATURATION), seen(0.9 * SATURATION), [objective])
+    assert capacity.utilisation_limit(known, objective) > 0
+    for _ in range(30):
+        known = capacity.learn(known, seen(0.5 * SATURATION), [objective])
+    assert known.idle_inter_token_seconds == pytest.approx(IDLE, rel=0.2)
+    assert capacity.utilisation_limit(known, objective) > 0.4
+
+
+def test_an_estimate_that_rules_a_tier_out_fades_while_nothing_is_sent_there():
+    objective = Objective(inter_token_seconds=0.03)
+    known = Capacity(SATURATION, idle_inter_token_seconds=0.12, idle_ttft_seconds=1.0)
+    assert capacity.utilisation_limit(known, objective) == 0
+    idle = Observation(0.0, None, None, None, 0.0, 0.0)
+    for _ in range(60):
+        known = capacity.learn(known, idle, [objective])
+    assert capacity.utilisation_limit(known, objective) > 0, "it is tried again"
+    kept = Capacity(SATURATION, idle_inter_token_seconds=IDLE)
+    assert capacity.learn(kept, idle, [objective]).idle_inter_token_seconds == IDLE, "what may be used is not forgotten"

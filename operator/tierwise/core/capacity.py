@@ -47,6 +47,12 @@ _TRUST = 2.0
 
 _CARRIED_FADE = 0.98
 
+_FADE = 0.95
+"""What is left, after a window without a request, of an estimate that rules a tier out."""
+
+_SLOW, _BELIEVE = 0.7, 3
+"""An idle inter-token time above this share of the objective is believed only from so many observations on."""
+
 
 @dataclass(frozen=True, slots=True)
 class Observation:
@@ -196,23 +202,43 @@ def learn(capacity: Capacity, seen: Observation, objectives: Iterable[Objective]
         objectives: of the classes that the tier serves now, for the feedback.
         news: share of the observation's window that no earlier one has covered, 0 to 1.
     """
+    objectives = tuple(objectives)
     if seen.work_rate <= 0:
-        return replace(_learn_queue(capacity, seen), queued=0)
-    updated = _fit(capacity, seen)
+        return replace(_learn_queue(_tried_again(capacity, objectives, news), seen), queued=0)
+    updated = _fit(capacity, seen, objectives)
     rho = min(seen.work_rate / updated.saturation, 0.95)
     updated = _learn_ttft(updated, seen, rho)
     updated = _learn_queue(updated, seen)
-    updated = _learn_margin(updated, seen, rho, tuple(objectives), news)
+    updated = _learn_margin(updated, seen, rho, objectives, news)
     return replace(updated, observations=min(capacity.observations + 1, 1_000_000))
 
 
-def _fit(capacity: Capacity, seen: Observation) -> Capacity:
+def _tried_again(capacity: Capacity, objectives: tuple[Objective, ...], news: float) -> Capacity:
+    """A tier that its estimate rules out gets no requests that could tell otherwise: the estimate fades."""
+    idle = capacity.idle_inter_token_seconds
+    if idle is None or all(utilisation_limit(capacity, objective) > 0 for objective in objectives):
+        return capacity
+    ttft = capacity.idle_ttft_seconds
+    fade = _FADE**news
+    return replace(
+        capacity,
+        idle_inter_token_seconds=idle * fade,
+        idle_ttft_seconds=ttft * fade if ttft is not None else None,
+        normal=None,
+    )
+
+
+def _fit(capacity: Capacity, seen: Observation, objectives: tuple[Objective, ...]) -> Capacity:
     itl = seen.inter_token_seconds
     if itl is None or not math.isfinite(itl) or itl <= 0 or seen.work_rate <= 0:
         return capacity
     idle = capacity.idle_inter_token_seconds
     if idle is None:
         idle = itl * (1 - min(seen.work_rate / capacity.saturation, 0.9))
+        strictest = min((o.inter_token_seconds for o in objectives if o.inter_token_seconds is not None), default=None)
+        if strictest is not None and idle > _SLOW * strictest and capacity.observations < _BELIEVE:
+            # Slow at first sight: rather overloaded than unable, until it is seen with less load.
+            return replace(capacity, saturation=min(capacity.saturation, seen.work_rate))
     if itl < idle:
         # A loaded replica is never faster than an idle one: the estimate was too high. Without this, one window of long
         # prefills and few tokens could rule a tier out, and nothing would be measured any more that tells otherwise.

@@ -153,12 +153,13 @@ def _learn_tier(
     seen = capacity.observe(seen_tier, ready, max_age_seconds=max_age_seconds)
     if seen is None:
         return
+    idle = seen.work_rate <= 0
     objectives = [
         objective_of(spec)
         for policy_key, policy in sorted(world.policies.items())
         if policy_key.namespace == key.namespace
         for spec in policy.spec.classes
-        if spec.tier(key.name) is not None and _weight(policy, spec, key.name, world) > 0
+        if spec.tier(key.name) is not None and (idle or _weight(policy, spec, key.name, world) > 0)
     ]
     known = entry.capacity or prior(tier, units(world, key, classes))
     tiers[name] = replace(entry, capacity=capacity.learn(known, seen, objectives, news=news))

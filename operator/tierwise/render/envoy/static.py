@@ -8,6 +8,7 @@ reference.
 from collections.abc import Mapping
 from typing import Any
 
+from tierwise.render.envoy import unattended
 from tierwise.render.envoy.bundle import Resource
 from tierwise.render.envoy.protos import CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTES, SCOPE, SECRET
 
@@ -32,7 +33,8 @@ def bootstrap(base: Mapping[str, Any], resources: Resources, files: Mapping[str,
         "listeners": [*static["listeners"], *map(at_home.plain, _of(resources, LISTENER))],
         "secrets": [at_home.plain(each) for each in _of(resources, SECRET)],
     }
-    return {**{name: value for name, value in base.items() if name != "dynamic_resources"}, "static_resources": here}
+    kept = {name: value for name, value in base.items() if name != "dynamic_resources"}
+    return {**kept, "static_resources": here, "layered_runtime": unattended.attended()}
 
 
 def _of(resources: Resources, type_url: str) -> list[Resource]:

@@ -32,6 +32,12 @@ def layered_runtime() -> dict[str, Any]:
     }
 
 
+def attended() -> dict[str, Any]:
+    """The same with nothing to fetch, as it is while somebody decides."""
+    first = layered_runtime()["layers"][0]
+    return {"layers": [first, *({"name": layer(each), "static_layer": decided(each)} for each in SECONDS)]}
+
+
 def layer(seconds: int) -> str:
     """Name of the layer that lives so long."""
     return f"{_LAYER}{seconds}"
