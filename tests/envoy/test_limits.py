@@ -2,7 +2,7 @@
 
 import re
 
-from envoy_lab import in_cluster, policy, world
+from envoy_lab import budget, in_cluster, policy, world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -95,3 +95,34 @@ def test_a_refused_configuration_does_not_keep_a_clearance_that_it_lowers():
     assert served.of(ROUTES) != good.of(ROUTES)
     assert b"legal/a" in served.of(ROUTES)["legal"].data
     assert b"legal/b" not in served.of(ROUTES)["legal"].data
+
+
+def routes_of(found):
+    leaf = found["virtual_hosts"][0]["matcher"]["matcher_tree"]["exact_match_map"]["map"]["assistant"]
+    return {each["name"]: each for each in leaf["action"]["typed_config"]["routes"] if "name" in each}
+
+
+def test_a_refused_configuration_does_not_keep_a_budget_from_denying():
+    """Whoever may write policies, and not budgets, could else spend on by a policy that Envoy refuses."""
+    classes = [{"name": name, "tiers": [{"name": "a"}]} for name in ("x", "kept")]
+    classes[0]["match"] = {"headers": [{"name": "x-team", "value": "a"}]}
+    tiers = [in_cluster(name="a")]
+    free = gateway.render(world(tiers, [policy(classes=classes)]))
+    exempt = [{"policy": "assistant", "class": "kept"}]
+    ended = budget(action="Deny", exempt=exempt)
+    good = free.namespaces["legal"].routes
+    held = routes_of(
+        limits.hold(good, gateway.render(world(tiers, [policy(classes=classes)], budgets=[ended])).limits["legal"])
+    )
+    refused = [each for name, each in held.items() if "/x/" in name]
+    assert refused
+    for each in refused:
+        assert each["direct_response"]["status"] == 429
+        assert "legal/ceiling" in str(each["direct_response"]["body"])
+    assert all("route" in each for name, each in held.items() if "/kept/" in name), "an exempt class is left alone"
+    same = limits.hold(good, free.limits["legal"])
+    assert same == good
+    withheld = gateway.render(world(tiers, [policy(classes=classes)], budgets=[budget(unpriced="Deny")])).limits[
+        "legal"
+    ]
+    assert withheld.clearances == {}, "a tier without a price takes nothing under a ceiling, by older routes neither"

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 from tierwise.api.routing_class import ClassMatch
 from tierwise.api.scalars import Sensitivity
+from tierwise.core.ceiling import Denied
 
 Resource: TypeAlias = dict[str, Any]  # protobuf JSON of one Envoy resource, with "@type"
 
@@ -58,6 +59,9 @@ class Limits:
         classes: policy -> its classes in order.
         callers: keys of the scopes of those who may call; None: nobody is asked who calls.
         identities: consumer -> what it is known by.
+        namespace: whose.
+        denied: what a budget refuses now; None: nothing. exempt: (policy, class) -> the same for a class that some
+            budget exempts.
     """
 
     clearances: Mapping[str, Sensitivity]
@@ -68,6 +72,9 @@ class Limits:
     classes: Mapping[str, tuple[ClassLimit, ...]] = field(default_factory=dict)
     callers: frozenset[str] | None = None
     identities: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    namespace: str = ""
+    denied: Denied | None = None
+    exempt: Mapping[tuple[str, str], Denied | None] = field(default_factory=dict)
 
     def cleared(self, cluster: str, sensitivity: Sensitivity) -> bool:
         """Whether the tier of this cluster (`namespace/tier`) may see requests of this sensitivity."""

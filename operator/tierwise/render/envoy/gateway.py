@@ -99,7 +99,8 @@ class _Inputs:
 
     def limits(self) -> Limits:
         """What holds for the namespace now."""
-        return limits.of_namespace(self.tiers, self.policies, self.owners, self.callers, self.identities)
+        held = limits.of_namespace(self.tiers, self.policies, self.owners, self.callers, self.identities)
+        return limits.under(held, self.namespace, self.budgets, self.tiers)
 
 
 def _enforced(budgets: Mapping[str, NamespaceBudget]) -> list[object]:

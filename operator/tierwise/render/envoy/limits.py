@@ -1,16 +1,20 @@
-"""What an older configuration must not do any more: clearances and sensitivities of now, held against its routes.
+"""What an older configuration must not do any more: clearances, sensitivities and budgets of now, held against it.
 
 The last good configuration is served while gateways refuse a newer one. It was right when it was made; a tier whose
 clearance was lowered since, or a policy whose sensitivity was raised, is a limit that never waits for a valid render.
+Nor does a budget that denies: else whoever may write policies could keep it off with one that Envoy refuses.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 from tierwise.api.model_tier import ModelTier
+from tierwise.api.namespace_budget import NamespaceBudget
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.api.scalars import Sensitivity
-from tierwise.render.envoy import audit, errors, picker, shadow
+from tierwise.core import ceiling
+from tierwise.render.envoy import audit, errors, picker, shadow, unattended
 from tierwise.render.envoy.bundle import ClassLimit, Limits, Resource
 from tierwise.render.envoy.fields import METADATA
 
@@ -60,6 +64,28 @@ def of_namespace(
     )
 
 
+def under(
+    limits: Limits, namespace: str, budgets: Mapping[str, NamespaceBudget], tiers: Mapping[str, ModelTier]
+) -> Limits:
+    """The limits with what the namespace's budgets refuse: all requests, or those to tiers without a price.
+
+    Args:
+        limits: without them.
+        namespace: whose.
+        budgets: by name.
+        tiers: by name.
+    """
+    exempt = {(one.policy, one.class_name) for budget in budgets.values() for one in budget.spec.exempt}
+    unpriced = ceiling.withheld(budgets, tiers)
+    return replace(
+        limits,
+        clearances={name: level for name, level in limits.clearances.items() if name not in unpriced},
+        namespace=namespace,
+        denied=ceiling.of_class(budgets, "", "").denied,
+        exempt={key: ceiling.of_class(budgets, *key).denied for key in sorted(exempt)},
+    )
+
+
 def hold(routes: Resource | None, limits: Limits) -> Resource | None:
     """The routes without the tiers that may not see their requests any more; a class without any answers 403.
 
@@ -83,7 +109,9 @@ def _leaf(leaf: Resource, limits: Limits, model: str) -> Resource:
     routes = action["typed_config"]["routes"]
     needed = audit.levels(model, routes, limits)
     held = [
-        route if level is None else _held(route, level, limits) for route, level in zip(routes, needed, strict=True)
+        each
+        for route, level in zip(routes, needed, strict=True)
+        for each in ([route] if level is None else _denied(_held(route, level, limits), limits))
     ]
     return {**leaf, "action": {**action, "typed_config": {**action["typed_config"], "routes": held}}}
 
@@ -104,8 +132,27 @@ def _held(route: Resource, required: Sensitivity, limits: Limits) -> Resource:
     return {**route, "route": action | ({"request_mirror_policies": allowed} if allowed else {})}
 
 
+def _labels(route: Resource) -> Mapping[str, str]:
+    found: Mapping[str, str] = route.get("metadata", {}).get("filter_metadata", {}).get(METADATA, {})
+    return found
+
+
+def _denied(route: Resource, limits: Limits) -> list[Resource]:
+    """The route, or what a budget answers in its place; both, where gateways end a denial by themselves."""
+    labels = _labels(route)
+    key = (str(labels.get("policy", "")), str(labels.get("class", "")))
+    denied = limits.exempt.get(key, limits.denied)
+    if denied is None or "route" not in route:
+        return [route]
+    kept = {name: value for name, value in route.items() if name not in {"route", "typed_per_filter_config"}}
+    refused = {**kept, **errors.over_budget(limits.namespace, denied)}
+    if denied.lapses_seconds is None:
+        return [refused]
+    return [{**refused, "match": refused["match"] | unattended.still_denied(denied.lapses_seconds)}, route]
+
+
 def _refusal(route: Resource, level: Sensitivity) -> Resource:
     kept = {name: value for name, value in route.items() if name != "route"}
-    labels = route.get("metadata", {}).get("filter_metadata", {}).get(METADATA, {})
+    labels = _labels(route)
     policy = f"{labels.get('namespace', '?')}/{labels.get('policy', '?')}"
     return {**kept, **errors.not_cleared(policy, str(labels.get("class", "?")), level.value)}
