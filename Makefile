@@ -95,3 +95,7 @@ bench-budget: setup  ## A month under ceilings on an injected clock: print what 
 .PHONY: bench-simulate
 bench-simulate: setup  ## A day of a million requests under the real planner: print how long the simulation takes
 	$(BIN)/python tests/simulate/bench_simulate.py
+
+.PHONY: bench-solver
+bench-solver: setup  ## Print how long the optimiser takes: median and worst over random namespaces
+	$(BIN)/python tests/core/bench_balance.py
