@@ -85,6 +85,10 @@ def test_a_provider_that_nobody_counts_is_charged_its_bound_until_counters_retur
     held = ledger.accrue(held, [silent], after(1060), max_gap_seconds=90)
     assert held.pending == 10
     assert ledger.spend(held).estimated == 10
+    cheaper = Use("x", external=True, token_prices=PRICES, most_cost_per_hour=Decimal(0))
+    assert ledger.accrue(held, [cheaper], after(1065), max_gap_seconds=90).pending == 10, "objects take nothing back"
+    restarted = Use("x", external=True, token_prices=PRICES)
+    assert ledger.accrue(held, [restarted], after(1065), max_gap_seconds=90).pending > 10, "as it was last counted"
     back = Use("x", external=True, token_prices=PRICES, reading=reading(1070), most_cost_per_hour=Decimal(36))
     held = ledger.accrue(held, [back], after(1070), max_gap_seconds=90)
     assert held.pending == 0

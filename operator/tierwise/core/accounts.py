@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -19,6 +19,8 @@ from tierwise.core.situation import Situation, TierView, autoscaler_bounds
 from tierwise.core.world import Key, World
 
 CENT = Decimal("0.01")
+ZONES_APART = timedelta(hours=26)
+"""Most that midnights of two time zones lie apart."""
 
 
 def account(world: World, situation: Situation, budget: NamespaceBudget, known: Account | None) -> Account:
@@ -44,8 +46,9 @@ def account(world: World, situation: Situation, budget: NamespaceBudget, known: 
 
 def _next_period(known: Account, start: datetime, end: datetime, zone: str) -> Account:
     """The account of another period: the calendar went on, or somebody changed the budget's period or time zone."""
-    if known.end > start and known.start >= start:
-        # A longer period around the old one: what is known of it is kept.
+    edited = known.end > start and max(abs(start - known.start), abs(end - known.end)) <= ZONES_APART
+    if edited or (known.end > start and known.start >= start):
+        # A longer period around the old one, or another zone's: what is known is kept, rather some hours too much.
         return replace(known, start=start, end=end, checkpoint=None, rung=None, since=None)
     # All since the period's start is this period's; what nobody observed of it is a gap, bounded from above.
     return ledger.turned(known, start, end, zone)
@@ -247,23 +250,31 @@ def _most_cost(situation: Situation, view: TierView) -> Decimal | None:
 
     So too of a tier without weight that others fall back to: nobody sees whether they do. What is copied comes on top.
     """
-    total = Decimal(0)
+    total, known, unknown = Decimal(0), False, False
     for one in situation.classes:
         copied = one.spec.shadow
         if copied is None or copied.tier != view.name:
             continue
-        each = view.cost_per_request(*one.demand.tokens_on(view.name)) if one.demand is not None else None
-        if each is None or one.demand is None:
+        if one.demand is None:
+            unknown = True
+            continue
+        each = view.cost_per_request(*one.demand.tokens_on(view.name))
+        if each is None:
             return None
+        known = True
         total += cost.decimal(3600 * one.demand.ahead * copied.percent / 100 * each)
     for user in situation.users(view.name):
         if not user.reaches(view.name):
             continue
-        each = view.cost_per_request(*user.demand.tokens_on(view.name)) if user.demand is not None else None
-        if each is None or user.demand is None:
+        if user.demand is None:
+            unknown = True  # a class that nobody has called yet tells nothing of the others
+            continue
+        each = view.cost_per_request(*user.demand.tokens_on(view.name))
+        if each is None:
             return None
+        known = True
         total += cost.decimal(3600 * user.demand.ahead * each)
-    return total
+    return total if known or not unknown else None
 
 
 def unpriced(tier: str) -> str:

@@ -26,6 +26,9 @@ from tierwise.core.world import Key, World
 FORECAST_STAYS = Decimal("0.95")
 """The warning that a forecast passes the ceiling goes when it is so much of the ceiling, and no sooner."""
 MICRO = Decimal("0.000001")
+MOST_ENTRIES = 128
+"""Tiers that a checkpoint lists."""
+OTHER = "(other)"
 
 
 def status(
@@ -59,7 +62,7 @@ def status(
     now = {"conditions": settled, "enforcement": decided}
     if not due:
         return before.model_copy(update=now), held
-    entries = tuple(_entry(name, entry) for name, entry in sorted(held.entries.items()))
+    entries = _entries(held)
     spent = ledger.spend(held)
     if (
         before.checkpoint is not None
@@ -223,6 +226,25 @@ def _cents(value: Decimal) -> Decimal:
 
 def _up(value: Decimal) -> Decimal:
     return value.quantize(accounts.CENT, ROUND_UP)
+
+
+def _entries(held: Account) -> tuple[LedgerEntry, ...]:
+    """One per tier that was used; of more than a status may list, the cheapest are one.
+
+    Whoever makes tiers must not be able to stop the count by their number.
+    """
+    used = {name: entry for name, entry in held.entries.items() if not _unused(entry)}
+    by_cost = sorted(used, key=lambda name: (-((used[name].cost or 0) + (used[name].estimated_cost or 0)), name))
+    if len(used) > MOST_ENTRIES:
+        rest = by_cost[MOST_ENTRIES - 1 :]
+        used = {name: entry for name, entry in used.items() if name not in rest} | {
+            OTHER: ledger.summed(held.entries[name] for name in rest)
+        }
+    return tuple(_entry(name, entry) for name, entry in sorted(used.items()))
+
+
+def _unused(entry: Entry) -> bool:
+    return replace(entry, counted_until=None, cost=entry.cost or None, estimated_cost=None) == Entry()
 
 
 def _entry(name: str, entry: Entry) -> LedgerEntry:

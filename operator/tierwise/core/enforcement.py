@@ -24,6 +24,10 @@ _TRACE = 0.01
 """A smaller share of a class is no reason to name a tier."""
 
 
+MOST_TIERS = 64
+"""Tiers that an enforcement may name: a class that finds none of its own there keeps them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Standing:
     """One budget in a round.
@@ -208,7 +212,7 @@ def decide(situation: Situation, one: Standing, decision: Decision) -> tuple[Enf
         action=reached,
         since=before.since if same and before is not None else situation.now.replace(microsecond=0),
         resets_at=one.account.end,
-        tiers=tiers,
+        tiers=tiers[:MOST_TIERS],
         requests_per_second=rate,
     )
     return decided, replace(memory, decided=decided)

@@ -187,7 +187,7 @@ def accrue(account: Account, uses: Iterable[Use], now: datetime, *, max_gap_seco
     elapsed = (end - account.updated).total_seconds()
     entries, seen = dict(account.entries), dict(account.seen)
     pen = Pen(account.book)
-    pending, bound, crashes, late = ZERO, account.bound, 0, account.earlier_until
+    pending, bound, crashes, late, fresh = ZERO, account.bound, 0, account.earlier_until, False
     for use in uses:
         entry = entries.get(use.tier, Entry())
         before = account.seen.get(use.tier)
@@ -197,6 +197,8 @@ def accrue(account: Account, uses: Iterable[Use], now: datetime, *, max_gap_seco
             entry = _replicas(entry, use, before, (account.updated, end), pen, gap=gap)
         read = use.reading
         for piece in () if read is None else read.pieces or (read,):
+            if piece.until > account.end:
+                continue  # of the next period
             if piece.until <= account.start:
                 if account.earlier_until is not None and piece.until > account.earlier_until:
                     found = charges.charge(piece, _prices(now_seen, piece), external=use.external)
@@ -214,7 +216,11 @@ def accrue(account: Account, uses: Iterable[Use], now: datetime, *, max_gap_seco
         seen[use.tier] = now_seen
         if entry != Entry() or use.tier in entries:
             entries[use.tier] = entry
-        pending += _pending(entry, use, account, now, max_gap_seconds)
+        fresh = fresh or read is not None
+        pending += _pending(entry, use, now_seen, now, max_gap_seconds)
+    if not fresh:
+        # Nobody was read: what objects that were changed since would cost takes nothing of it back.
+        pending = max(pending, account.pending)
     pen.close(now, {tier: entry.counted_until for tier, entry in entries.items()})
     return replace(
         account,
@@ -254,13 +260,16 @@ def _prices(seen: Seen, piece: CounterReading) -> TokenPrices | None:
     return charges.higher(seen.earlier, seen.token_prices)
 
 
-def _pending(entry: Entry, use: Use, account: Account, now: datetime, max_gap_seconds: float) -> Decimal:
-    """What an uncounted provider can have cost since its tokens were last counted; counters that return will tell."""
-    since = entry.counted_until or account.start
-    silent = (now - since).total_seconds()
-    if not use.external or use.most_cost_per_hour is None or entry.counted_until is None or silent <= max_gap_seconds:
+def _pending(entry: Entry, use: Use, seen: Seen, now: datetime, max_gap_seconds: float) -> Decimal:
+    """What an uncounted provider can have cost since its tokens were last counted; counters that return will tell.
+
+    By the planned demand, and where a restart forgot that, by what it cost when it was last counted.
+    """
+    since = entry.counted_until
+    if not use.external or since is None or (now - since).total_seconds() <= max_gap_seconds:
         return ZERO
-    return (seconds_of(now - since) * use.most_cost_per_hour / HOUR).quantize(book.PICO)
+    rate = seen.rate if use.most_cost_per_hour is None else use.most_cost_per_hour / HOUR
+    return (seconds_of(now - since) * rate).quantize(book.PICO)
 
 
 def _replicas(
@@ -349,6 +358,27 @@ def _charge(entry: Entry, cost: Decimal, estimated: Decimal) -> Entry:
     return charged
 
 
+def summed(entries: Iterable[Entry]) -> Entry:
+    """Several tiers' entries as one; it is counted no further."""
+    found = list(entries)
+
+    def sums(name: str) -> Decimal:
+        return sum((getattr(one, name) or ZERO for one in found), ZERO)
+
+    def money(name: str) -> Decimal | None:
+        return sums(name) if any(getattr(one, name) is not None for one in found) else None
+
+    return Entry(
+        replica_seconds=sums("replica_seconds"),
+        estimated_replica_seconds=sums("estimated_replica_seconds"),
+        input_tokens=sums("input_tokens"),
+        cached_input_tokens=sums("cached_input_tokens"),
+        output_tokens=sums("output_tokens"),
+        cost=money("cost"),
+        estimated_cost=money("estimated_cost"),
+    )
+
+
 def turned(account: Account, start: datetime, end: datetime, zone: str) -> Account:
     """The account of the period that follows; the last tokens of this one may still be on their way."""
     counted = [entry.counted_until for entry in account.entries.values() if entry.counted_until is not None]
@@ -356,6 +386,8 @@ def turned(account: Account, start: datetime, end: datetime, zone: str) -> Accou
         start,
         end,
         start,
+        # What nobody reads from now on is bounded from the period's start.
+        entries={tier: Entry(counted_until=start) for tier, seen in account.seen.items() if seen.external},
         seen=account.seen,
         book=book.turned(account.book, zone),
         earlier_until=max(counted, default=None),

@@ -171,7 +171,10 @@ def since(text: str, kept: Kept, now: datetime) -> datetime:
         return budget.period(kept.period, kept.zone, kept.account.start - timedelta(seconds=1))[0]
     if text[:-1].isdigit() and text[-1:] in {"m", "h", "d", "w"}:
         unit = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}[text[-1]]
-        return now - timedelta(**{unit: int(text[:-1])})
+        try:
+            return now - timedelta(**{unit: int(text[:-1])})
+        except OverflowError:
+            raise ReportError(f"--since {text}: lies before all time; name a shorter duration") from None
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

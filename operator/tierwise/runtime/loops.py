@@ -156,6 +156,7 @@ class Decider:
     Attributes:
         plan: World -> Plan (pure).
         seen: called with each plan, for metrics.
+        failed: namespaces that the last round could not plan.
     """
 
     store: Store
@@ -168,6 +169,7 @@ class Decider:
     health: Health
     seen: Callable[[World, Plan], None] = lambda _world, _plan: None
     now: Callable[[], datetime] = utc_now
+    failed: frozenset[str] = frozenset()
 
     async def decide(self, undisturbed: bool) -> None:  # noqa: FBT001 - the election calls it
         """Lead until cancelled.
@@ -206,7 +208,7 @@ class Decider:
             return
         self.store.ledger = plan.ledger
         self.store.memory = plan.memory
-        self.store.counted(world)
+        self.store.counted(world, self.failed)
         try:
             self.seen(world, plan)
         except FAULTS as error:
@@ -243,16 +245,20 @@ class Decider:
             log.exception("planning failed; planning each namespace by itself")
         else:
             self.metrics.plans.labels(outcome="ok").inc()
+            self.failed = frozenset()
             return plan
         return self._plan_apart(world)
 
     def _plan_apart(self, world: World) -> Plan | None:
         """One namespace's fault must not stop the others."""
         plans: list[Plan] = []
+        failed: set[str] = set()
         for namespace in isolation.namespaces(world):
             try:
                 plans.append(self.plan(isolation.restrict(world, namespace)))
             except FAULTS as error:
                 self.metrics.errors.labels(where="plan-namespace", error=type(error).__name__).inc()
                 log.exception("planning failed; everything of this namespace stays as it is", namespace=namespace)
+                failed.add(namespace)
+        self.failed = frozenset(failed)
         return isolation.merge(world, plans) if plans else None

@@ -6,7 +6,7 @@ already put here wakes nobody.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
@@ -175,10 +175,15 @@ class Store:
             self._usage.append(signals.usage)
         self._signals = signals
 
-    def counted(self, world: World) -> None:
-        """A plan from this world put its usage in the ledger: it is not shown again."""
+    def counted(self, world: World, failed: Container[str] = ()) -> None:
+        """A plan from this world put its usage in the ledger: it is not shown again.
+
+        Args:
+            world: that was planned.
+            failed: namespaces that were not: theirs is still to be counted.
+        """
         shown = world.signals.usage if world.signals is not None else {}
-        latest = {key: reading.until for key, reading in shown.items()}
+        latest = {key: reading.until for key, reading in shown.items() if key[0] not in failed}
         kept = (
             {key: one for key, one in part.items() if key not in latest or one.until > latest[key]}
             for part in self._usage
