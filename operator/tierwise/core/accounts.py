@@ -250,31 +250,23 @@ def _most_cost(situation: Situation, view: TierView) -> Decimal | None:
 
     So too of a tier without weight that others fall back to: nobody sees whether they do. What is copied comes on top.
     """
-    total, known, unknown = Decimal(0), False, False
-    for one in situation.classes:
-        copied = one.spec.shadow
-        if copied is None or copied.tier != view.name:
-            continue
-        if one.demand is None:
-            unknown = True
-            continue
-        each = view.cost_per_request(*one.demand.tokens_on(view.name))
+    copied = [
+        (one, one.spec.shadow.percent / 100)
+        for one in situation.classes
+        if one.spec.shadow is not None and one.spec.shadow.tier == view.name
+    ]
+    asked = [*copied, *((user, 1) for user in situation.users(view.name) if user.reaches(view.name))]
+    # A class that nobody has called yet tells nothing of the others.
+    known = [(one.demand, share) for one, share in asked if one.demand is not None]
+    if asked and not known:
+        return None
+    total = Decimal(0)
+    for demand, share in known:
+        each = view.cost_per_request(*demand.tokens_on(view.name))
         if each is None:
             return None
-        known = True
-        total += cost.decimal(3600 * one.demand.ahead * copied.percent / 100 * each)
-    for user in situation.users(view.name):
-        if not user.reaches(view.name):
-            continue
-        if user.demand is None:
-            unknown = True  # a class that nobody has called yet tells nothing of the others
-            continue
-        each = view.cost_per_request(*user.demand.tokens_on(view.name))
-        if each is None:
-            return None
-        known = True
-        total += cost.decimal(3600 * user.demand.ahead * each)
-    return total if known or not unknown else None
+        total += cost.decimal(3600 * demand.ahead * share * each)
+    return total
 
 
 def unpriced(tier: str) -> str:

@@ -70,19 +70,10 @@ class Events:
             self._places[each.name] = 0
 
     def scale(self, wanted: Mapping[str, int]) -> None:
-        """Ask for so many replicas of each tier now: the newest of those that start are given up first."""
+        """Ask for so many replicas of each tier now."""
         for tier in self.tiers:
-            held = self.state.get(tier.name)
-            if held is None or tier.name not in wanted:
-                continue
-            more = wanted[tier.name] - held.existing
-            if more > 0:
-                held.starting += [self.now + tier.startup_seconds] * more
-            elif more < 0:
-                given_up = min(-more, len(held.starting))
-                if given_up:
-                    del held.starting[-given_up:]
-                held.ready = max(0, held.ready + more + given_up)
+            if tier.name in self.state and tier.name in wanted:
+                self.state[tier.name].scale(wanted[tier.name], self.now + tier.startup_seconds)
 
     def step(self, demand: Mapping[str, Demand], weights: Mapping[str, Mapping[str, float]], seconds: float) -> Slot:
         """One round with these weights (class -> tier -> share).

@@ -78,6 +78,17 @@ class Replicas:
         """All that are paid for."""
         return self.ready + len(self.starting)
 
+    def scale(self, count: int, ready_at: float) -> None:
+        """Ask for so many: new ones are ready at `ready_at`; the newest of those that start are given up first."""
+        more = count - self.existing
+        if more > 0:
+            self.starting += [ready_at] * more
+        elif more < 0:
+            given_up = min(-more, len(self.starting))
+            if given_up:
+                del self.starting[-given_up:]
+            self.ready = max(0, self.ready + more + given_up)
+
 
 @dataclass(slots=True)
 class Flow:
@@ -156,19 +167,10 @@ class Fluid:
                 self.state.setdefault(tier.name, Replicas())
 
     def scale(self, wanted: Mapping[str, int]) -> None:
-        """Ask for so many replicas of each tier now: the newest of those that start are given up first."""
+        """Ask for so many replicas of each tier now."""
         for tier in self.tiers:
-            held = self.state.get(tier.name)
-            if held is None or tier.name not in wanted:
-                continue
-            more = wanted[tier.name] - held.existing
-            if more > 0:
-                held.starting += [self.now + tier.startup_seconds] * more
-            elif more < 0:
-                given_up = min(-more, len(held.starting))
-                if given_up:
-                    del held.starting[-given_up:]
-                held.ready = max(0, held.ready + more + given_up)
+            if tier.name in self.state and tier.name in wanted:
+                self.state[tier.name].scale(wanted[tier.name], self.now + tier.startup_seconds)
 
     def step(self, demand: Mapping[str, Demand], weights: Mapping[str, Mapping[str, float]], seconds: float) -> Slot:
         """One slot with these weights (class -> tier -> share, normalised here)."""
