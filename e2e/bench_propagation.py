@@ -20,10 +20,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import aiohttp
-import yaml
 from kubernetes import client as kube
 from kubernetes import config as kube_config
 
+from tierwise import yaml_text
 from tierwise.devcluster import cluster as clusters
 from tierwise.devcluster import install
 
@@ -184,7 +184,7 @@ def set_up(started: clusters.Cluster) -> str:
     install.install(started)
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
     manifests = [namespace, *(tier(name) for name in TIERS), policy()]
-    started.kubectl("apply", "-f", "-", input_text=yaml.safe_dump_all(manifests))
+    started.kubectl("apply", "-f", "-", input_text=yaml_text.dump_all(manifests))
     for kind in ("modeltiers", "routingpolicies"):
         started.kubectl(
             *("wait", "-n", NAMESPACE, "--for=condition=Ready", kind, "--all", "--timeout=120s"), timeout_seconds=130

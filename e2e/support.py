@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from tierwise import yaml_text
 from tierwise.devcluster.cluster import Cluster
 
 T = TypeVar("T")
@@ -58,7 +59,7 @@ def policy(name: str, tiers: list[dict[str, Any]], **over: Any) -> dict[str, Any
 
 def apply(cluster: Cluster, namespace: str, *manifests: dict[str, Any]) -> None:
     """kubectl apply."""
-    cluster.kubectl("apply", "-n", namespace, "-f", "-", input_text=yaml.safe_dump_all(manifests))
+    cluster.kubectl("apply", "-n", namespace, "-f", "-", input_text=yaml_text.dump_all(manifests))
 
 
 def wait_ready(cluster: Cluster, namespace: str, *kinds: str, seconds: int = 120) -> None:

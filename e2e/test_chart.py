@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import support
+from tierwise import yaml_text
 from tierwise.devcluster import install
 from tierwise.devcluster.cluster import Cluster
 from tierwise.devcluster.errors import DevClusterError
@@ -54,12 +55,12 @@ def test_the_api_server_accepts_it_and_pod_security_has_no_objection(
     assert created.returncode == 0 or "AlreadyExists" in created.stderr
     for mode in ("enforce", "warn"):
         cluster.kubectl("label", "namespace", "chart", "--overwrite", f"pod-security.kubernetes.io/{mode}=restricted")
-    (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / "values.yaml").write_text(yaml_text.dump(values))
     objects = rendered(cluster, "--values", str(tmp_path / "values.yaml"))
     # As another installation: cluster-wide objects of one that is there stay untouched by a dry run.
     result = cluster.kubectl(
         "apply", "--server-side", "--dry-run=server", "--force-conflicts", "-n", "chart", "-f", "-",
-        input_text=yaml.safe_dump_all(objects),
+        input_text=yaml_text.dump_all(objects),
     )  # fmt: skip
     assert "Warning" not in result.stderr, result.stderr
     assert result.stdout.count("serverside-applied") == len(objects)

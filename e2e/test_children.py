@@ -12,10 +12,10 @@ from typing import Any
 
 import httpx
 import pytest
-import yaml
 from rich.console import Console
 
 import support
+from tierwise import yaml_text
 from tierwise.api.model_tier import ModelTier
 from tierwise.core.plan import ReplicaBounds
 from tierwise.devcluster import install
@@ -60,7 +60,7 @@ def bare(cluster: Cluster) -> Iterator[Cluster]:
 def stored(cluster: Cluster, manifest: dict[str, Any], *options: str) -> ModelTier:
     """The tier as the API server gives it back, uid and defaults included."""
     text = cluster.kubectl(
-        "apply", "-n", NAMESPACE, "-f", "-", "-o", "json", *options, input_text=yaml.safe_dump(manifest)
+        "apply", "-n", NAMESPACE, "-f", "-", "-o", "json", *options, input_text=yaml_text.dump(manifest)
     ).stdout
     return ModelTier.parse(json.loads(text))
 
@@ -77,7 +77,7 @@ def applied(cluster: Cluster, tier: ModelTier, bounds: ReplicaBounds, *options: 
         "-f",
         "-",
         *options,
-        input_text=yaml.safe_dump_all(children(tier, bounds)),
+        input_text=yaml_text.dump_all(children(tier, bounds)),
     )
     assert "Warning" not in result.stderr, result.stderr  # Pod security and deprecated fields show there
     found: list[dict[str, Any]] = json.loads(result.stdout)["items"]

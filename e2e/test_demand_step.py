@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 import support
+from tierwise import yaml_text
 from tierwise.demo import objects
 from tierwise.demo.stage import PROVIDER_IMAGE
 from tierwise.devcluster import install
@@ -213,7 +213,7 @@ class Step:
 @pytest.fixture(scope="module")
 def step(platform: Cluster) -> Iterator[Step]:
     provider = objects.provider(PROVIDER, PROVIDER_IMAGE, "provider/claude-sonnet-4-5")
-    platform.kubectl("apply", "-f", "-", input_text=yaml.safe_dump_all(provider))
+    platform.kubectl("apply", "-f", "-", input_text=yaml_text.dump_all(provider))
     platform.kubectl("create", "namespace", NAMESPACE)
     support.apply(platform, NAMESPACE, *PROVIDER, tier(), policy())
     platform.kubectl("rollout", "status", "deployment/api", "-n", "provider", "--timeout=120s")
@@ -321,12 +321,12 @@ def test_explain_tells_what_happened(step: Step) -> None:
 
 
 def test_plan_against_the_cluster_sees_what_would_change(step: Step, tmp_path: Path) -> None:
-    (tmp_path / "same.yaml").write_text(yaml.safe_dump_all([*PROVIDER, tier(), policy()]))
+    (tmp_path / "same.yaml").write_text(yaml_text.dump_all([*PROVIDER, tier(), policy()]))
     same = command(step, "plan", "-n", NAMESPACE, "-f", str(tmp_path), "--against", "cluster")
     assert same.returncode == 0, same.stdout + same.stderr
     changed = tier()
     changed["spec"]["inCluster"]["replicas"]["max"] = 3
-    (tmp_path / "same.yaml").write_text(yaml.safe_dump_all([changed]))
+    (tmp_path / "same.yaml").write_text(yaml_text.dump_all([changed]))
     url = f"http://{step.cluster.forward('monitoring', 'prometheus', 9090)}"
     more = command(
         step,

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from rich.console import Console
 
+from tierwise import yaml_text
 from tierwise.devcluster import cluster as clusters
 from tierwise.devcluster.cluster import Cluster
 from tierwise.devcluster.errors import DevClusterError
@@ -38,7 +38,7 @@ def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]
 
 
 def apply(cluster: Cluster, namespace: str, *objects: dict[str, Any]) -> None:
-    text = yaml.safe_dump_all(objects)
+    text = yaml_text.dump_all(objects)
     cluster.kubectl("-n", namespace, "apply", "--server-side", "-f", "-", input_text=text)
 
 
@@ -615,7 +615,7 @@ def test_an_hpa_scales_on_a_pods_metric_from_prometheus(cluster: Cluster, namesp
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": "rules", "labels": {"tierwise.dev/metrics-rules": "true"}},
-        "data": {"config.yaml": yaml.safe_dump(rules)},
+        "data": {"config.yaml": yaml_text.dump(rules)},
     }
     container = {
         "name": "gauge",
@@ -772,7 +772,7 @@ def test_helm_installs_and_removes_a_chart(cluster: Cluster, namespace: str, tmp
         "metadata": {"name": "made"},
         "data": {"by": "{{ .Release.Name }}"},
     }
-    (tmp_path / "templates" / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "templates" / "config.yaml").write_text(yaml_text.dump(config))
     cluster.helm("-n", namespace, "install", "first", str(tmp_path), "--wait")
     assert get(cluster, namespace, "configmap", "made")["data"] == {"by": "first"}
     assert [release["name"] for release in json.loads(cluster.helm("-n", namespace, "list", "-o", "json").stdout)] == [

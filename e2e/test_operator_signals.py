@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-import yaml
 from rich.console import Console
 
+from tierwise import yaml_text
 from tierwise.adapters import prometheus
 from tierwise.adapters.prometheus import Prometheus, PrometheusError
 from tierwise.adapters.queries import Targets
@@ -129,7 +129,7 @@ class Server:
                 job("engine", engine.port, tierwise_tier="compact", namespace="team-a"),
             ],
         }
-        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+        (folder / "prometheus.yml").write_text(yaml_text.dump(config))
         self.start()
 
     def start(self):

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tierwise import yaml_text
 from tierwise.api.namespace_budget import NamespaceBudget
 from tierwise.cli import cli
 from tierwise.core import book, kept, ledger
@@ -93,7 +94,7 @@ def manifests(of):
 @pytest.fixture
 def file(account, tmp_path):
     path = tmp_path / "objects.yaml"
-    path.write_text(yaml.safe_dump({"kind": "List", "items": manifests(account)}))
+    path.write_text(yaml_text.dump({"kind": "List", "items": manifests(account)}))
     return path
 
 
@@ -286,7 +287,7 @@ def test_without_a_ledger_the_status_tells_sums_by_tier(account, tmp_path):
         },
     )
     path = tmp_path / "budget.yaml"
-    path.write_text(yaml.safe_dump(body))
+    path.write_text(yaml_text.dump(body))
     result = run("-f", path, "-o", "json")
     rows = {row["tier"]: (row["measured"], row["estimated"]) for row in json.loads(result.stdout)["rows"]}
     assert rows == {"api": ("1.00", "1.00"), "own": ("1.00", "0.00")}
@@ -322,6 +323,6 @@ def test_a_damaged_ledger_is_told(account, tmp_path):
     objects = manifests(account)
     objects[1]["data"]["ceiling"] = "AAAA"
     path = tmp_path / "objects.yaml"
-    path.write_text(yaml.safe_dump_all(objects))
+    path.write_text(yaml_text.dump_all(objects))
     assert "team-a/ceiling" in run("-f", path).stderr
     assert kept.pack(account) == manifests(account)[1]["data"]["ceiling"]

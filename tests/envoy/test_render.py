@@ -287,6 +287,11 @@ def test_a_damaged_last_good_is_an_error_not_a_surprise(damage):
         last_good.unpack("legal", last_good.pack(bundle_of()) | damage)
 
 
+def test_a_last_good_that_an_earlier_version_kept_is_read():
+    kept = last_good.pack(bundle_of())
+    assert last_good.unpack("legal", kept | {"hash": kept["hash"].removeprefix("h")}).hash == kept["hash"]
+
+
 def test_a_last_good_that_unpacks_to_too_much_is_refused(monkeypatch):
     monkeypatch.setattr(last_good, "_MAX_BYTES", 100)
     with pytest.raises(last_good.UnreadableLastGood, match="larger"):

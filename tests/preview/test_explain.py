@@ -9,7 +9,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from tierwise import planner
+from tierwise import planner, yaml_text
 from tierwise.cli import cli
 from tierwise.core import figures, realised
 from tierwise.core.memory import Realising
@@ -71,7 +71,7 @@ def loop():
 @pytest.fixture
 def dump(loop, tmp_path):
     objects = [body for body in loop[0].objects.values() if body["apiVersion"].startswith("tierwise.dev")]
-    (tmp_path / "dump.yaml").write_text(yaml.safe_dump_all(objects))
+    (tmp_path / "dump.yaml").write_text(yaml_text.dump_all(objects))
     return tmp_path / "dump.yaml"
 
 
@@ -202,7 +202,7 @@ def test_a_policy_that_does_not_exist_names_those_that_do(dump, name, namespace,
 
 
 def test_a_policy_that_nobody_has_looked_at_is_told_so(tmp_path):
-    (tmp_path / "p.yaml").write_text(yaml.safe_dump(policy("new", [route("all", ["large"])])))
+    (tmp_path / "p.yaml").write_text(yaml_text.dump(policy("new", [route("all", ["large"])])))
     found = run("new", "-n", "legal", "-f", tmp_path / "p.yaml")
     assert found.exit_code == 0
     assert "there is no status" in found.stdout

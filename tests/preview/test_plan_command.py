@@ -12,6 +12,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from tierwise import yaml_text
 from tierwise.cli import cli
 
 ROOT = Path(__file__).parents[2]
@@ -141,7 +142,7 @@ def test_more_demand_costs_more_and_a_slow_tier_holds_less(changed, tmp_path):
     for one in body["classes"]:
         one["requestsPerSecond"] *= 3
         one.pop("peakRequestsPerSecond", None)
-    (tmp_path / "more.yaml").write_text(yaml.safe_dump(body))
+    (tmp_path / "more.yaml").write_text(yaml_text.dump(body))
     small = document("-f", changed, "--metrics", METRICS)["estimate"]["default"]["after"]
     large = document("-f", changed, "--metrics", tmp_path / "more.yaml")["estimate"]["default"]["after"]
     assert Decimal(large["costs"]["USD"]["perHour"]) > Decimal(small["costs"]["USD"]["perHour"])

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tierwise import yaml_text
 from tierwise.preview import load
 from tierwise.preview.source import SourceError, documents
 
@@ -40,7 +41,7 @@ spec:
 
 @pytest.mark.parametrize("row", [r for r in table.bad() if not r.server_only], ids=lambda row: row.case)
 def test_what_the_api_server_refuses_is_refused_at_the_same_field(tmp_path, row):
-    loaded = read(tmp_path, yaml.safe_dump(row.manifest, sort_keys=False))
+    loaded = read(tmp_path, yaml_text.dump(row.manifest))
     fields = [problem.field for problem in loaded.problems]
     assert row.field in fields or any(field.startswith(row.field) for field in fields)
     assert not loaded.objects
@@ -48,7 +49,7 @@ def test_what_the_api_server_refuses_is_refused_at_the_same_field(tmp_path, row)
 
 @pytest.mark.parametrize("manifest", table.good(), ids=lambda body: body["metadata"]["name"])
 def test_what_the_api_server_takes_is_taken(tmp_path, manifest):
-    loaded = read(tmp_path, yaml.safe_dump(manifest, sort_keys=False))
+    loaded = read(tmp_path, yaml_text.dump(manifest))
     assert not loaded.problems
     assert len(loaded.objects) == 1
 
@@ -83,7 +84,7 @@ def test_the_envelope_is_checked_as_well(tmp_path, change, field, remedy):
 def test_a_name_that_would_break_metrics_is_refused_once(tmp_path):
     body = next(each for each in table.good() if each["kind"] == "RoutingPolicy")
     body["metadata"]["name"] = "a.b"
-    loaded = read(tmp_path, yaml.safe_dump(body))
+    loaded = read(tmp_path, yaml_text.dump(body))
     assert [problem.field for problem in loaded.problems] == ["metadata.name"]
 
 
@@ -109,7 +110,7 @@ def test_of_secrets_only_names_and_keys_are_kept(tmp_path):
 
 
 def test_a_list_is_taken_apart(tmp_path):
-    items = yaml.safe_dump({"apiVersion": "v1", "kind": "List", "items": [yaml.safe_load(TIER)]})
+    items = yaml_text.dump({"apiVersion": "v1", "kind": "List", "items": [yaml.safe_load(TIER)]})
     assert list(read(tmp_path, items).objects) == [("ModelTier", "demo", "compact")]
 
 

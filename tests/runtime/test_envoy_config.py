@@ -12,6 +12,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from tierwise import yaml_text
 from tierwise.adapters.cluster import ForbiddenError, Listing, NotFoundError
 from tierwise.cli import cli
 from tierwise.render.envoy import protos
@@ -72,7 +73,7 @@ def envoy_on_path(monkeypatch):
 
 
 def run(tmp_path, *manifests, options=()):
-    (tmp_path / "all.yaml").write_text(yaml.safe_dump_all(manifests))
+    (tmp_path / "all.yaml").write_text(yaml_text.dump_all(manifests))
     result = CliRunner().invoke(cli, ["envoy-config", "-f", str(tmp_path), "-o", "json", *options])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
@@ -162,7 +163,7 @@ def test_an_object_that_is_not_valid_is_named(tmp_path):
     ],
 )
 def test_other_ends(tmp_path, options, code, says, monkeypatch, capsys):
-    (tmp_path / "all.yaml").write_text(yaml.safe_dump_all([tier(), policy()]))
+    (tmp_path / "all.yaml").write_text(yaml_text.dump_all([tier(), policy()]))
     from tierwise import cli as module
 
     monkeypatch.setattr(sys, "argv", ["tierwise", "envoy-config", "-f", str(tmp_path / "all.yaml"), *options])

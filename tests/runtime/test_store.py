@@ -221,6 +221,22 @@ def test_only_the_signed_last_good_configmap_counts(store, now):
     assert {where: child.uid for where, child in found.items()} == {"team-a": "tierwise-gateway-last-good"}
 
 
+def test_a_signature_of_an_earlier_version_is_genuine_and_no_other():
+    made = last_good.signature("team-a", {"a": "b"}, b"key")
+    scheme, _, code = made.partition(":")
+    assert scheme == "hmac-sha256"
+
+    def genuine(text, data=None):
+        metadata = {"namespace": "team-a", "annotations": {last_good.SIGNATURE: text}}
+        return last_good.genuine({"metadata": metadata, "data": data or {"a": "b"}}, b"key")
+
+    assert genuine(made)
+    assert genuine(code)
+    assert not genuine(made, {"a": "c"})
+    assert not genuine("hmac-sha256:")
+    assert not genuine("")
+
+
 def test_secrets_never_show(store, now):
     store.put_secret(Key("team-a", "key"), SecretData({"token": b"hunter2"}, "1"))
     world = store.snapshot(now)

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-import yaml
-
+from tierwise import yaml_text
 from tierwise.api.base import ApiModel, StatusModel
 from tierwise.api.consumer import Consumer
 from tierwise.api.meta import GROUP, VERSION, ApiObject, PrinterColumn
@@ -19,7 +18,10 @@ _HEADER = "# Generated from the models in tierwise.api by `tierwise crds`: chang
 
 def render() -> dict[str, str]:
     """File name to YAML text of every definition, sorted; equal models give equal bytes."""
-    files = {f"{GROUP}_{model.KIND.plural}.yaml": _HEADER + _to_yaml(definition(model)) for model in KINDS}
+    files = {
+        f"{GROUP}_{model.KIND.plural}.yaml": _HEADER + yaml_text.dump(definition(model), indented=True)
+        for model in KINDS
+    }
     return dict(sorted(files.items()))
 
 
@@ -88,18 +90,3 @@ def _column(column: PrinterColumn) -> dict[str, Any]:
         "jsonPath": column.json_path,
     }
     return entry | {"priority": column.priority} if column.priority else entry
-
-
-class _Dumper(yaml.SafeDumper):
-    """Indents lists, and repeats instead of aliasing: for people and for plain parsers."""
-
-    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002 - the base's signature
-        super().increase_indent(flow, False)
-
-    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002 - the base's signature
-        return True
-
-
-def _to_yaml(manifest: dict[str, Any]) -> str:
-    text: str = yaml.dump(manifest, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
-    return text

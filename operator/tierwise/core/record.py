@@ -4,7 +4,6 @@ What it rested on, what else was weighed and why not, what bound each class, wha
 save. What it then did save is added once it was measured (`realised`).
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
@@ -14,6 +13,7 @@ from tierwise.api.routing_policy_status import Binding, ClassBinding, DecisionIn
 from tierwise.api.routing_policy_status import Decision as DecisionStatus
 from tierwise.core import realised, tier_status
 from tierwise.core.decision import ClassOutcome, Decision, TierOutcome
+from tierwise.core.digest import digest
 from tierwise.core.memory import Realising
 from tierwise.core.problem import Option
 from tierwise.core.situation import ClassView, Situation, TierView
@@ -62,7 +62,7 @@ def status(
 
 def identity(*parts: object) -> str:
     """What identifies a decision in events and logs."""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    return digest(repr(parts).encode())
 
 
 def _option(option: Option) -> DecisionOption:

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any
 
-import yaml
-
+from tierwise import yaml_text
 from tierwise.core.book import Line
 from tierwise.costs.report import Check, Report, Row, cents
 
@@ -134,7 +133,7 @@ def as_json(report: Report) -> str:
 
 def as_yaml(report: Report) -> str:
     """The whole report as YAML."""
-    return str(yaml.safe_dump(document(report), sort_keys=False))
+    return yaml_text.dump(document(report))
 
 
 def as_csv(found: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from tierwise import yaml_text
 from tierwise.demo import objects
 from tierwise.demo.errors import DemoError
 from tierwise.demo.terms import Terms
@@ -90,10 +91,10 @@ def prepare(cluster: KubernetesCluster, *, owned: bool, control: float | None, s
         more = objects.provider(examples, PROVIDER_IMAGE, PROVIDER_PROFILE)
         if control is not None:
             more += objects.all_large(examples, terms, control)
-        cluster.kubectl("apply", "-f", "-", input_text=yaml.safe_dump_all([objects.namespace(objects.AUTO_NAMESPACE)]))
+        cluster.kubectl("apply", "-f", "-", input_text=yaml_text.dump_all([objects.namespace(objects.AUTO_NAMESPACE)]))
         # As a user would, with the files as they are.
         cluster.kubectl("apply", "-n", objects.AUTO_NAMESPACE, "-f", str(install.shared("examples")))
-        cluster.kubectl("apply", "-f", "-", input_text=yaml.safe_dump_all(more))
+        cluster.kubectl("apply", "-f", "-", input_text=yaml_text.dump_all(more))
         say("examples applied: kubectl apply -n demo -f examples/")
         chart.result()
     stage.timings["chart installed"] = time.monotonic() - began

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
 from rich.console import Console
 
+from tierwise import yaml_text
 from tierwise.devcluster import build, components, paths, supervisor
 from tierwise.devcluster.errors import DevClusterError, NotRunningError
 from tierwise.devcluster.paths import State
@@ -196,7 +196,7 @@ class Cluster:
         ConfigMaps with the label tierwise.dev/metrics-rules are read as well.
         """
         temporary = self.state.metrics_rules.with_suffix(".new")
-        temporary.write_text(yaml.safe_dump(dict(rules)), encoding="utf-8")
+        temporary.write_text(yaml_text.dump(dict(rules), sort_keys=True), encoding="utf-8")
         temporary.replace(self.state.metrics_rules)
 
     def add_image(self, image: str, entrypoint: list[str], *, folders: list[str] | None = None) -> None:

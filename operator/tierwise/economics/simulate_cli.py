@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
-import yaml
 
+from tierwise import yaml_text
 from tierwise.economics import figures, simulate_page, simulate_text, simulation
 from tierwise.economics.simulation import Given, Options, Speed
 from tierwise.preview import load
@@ -119,7 +119,7 @@ def simulate(
     if form == "json":
         click.echo(json.dumps(found, indent=2, ensure_ascii=False))
     elif form == "yaml":
-        click.echo(yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=120), nl=False)
+        click.echo(yaml_text.dump(found), nl=False)
     else:
         simulate_text.show(found)
     total = found["requests"]["total"]

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
+from tierwise import yaml_text
 from tierwise.render import labels
 
 _SERVER = {
@@ -65,19 +64,7 @@ def to_lines(value: Mapping[str, Any] | None) -> list[str]:
     if value is None:
         return []
     plain = json.loads(json.dumps(value, default=str))
-    return yaml.dump(plain, Dumper=_Dumper, sort_keys=True, width=120, allow_unicode=True).splitlines()
-
-
-class _Dumper(yaml.SafeDumper):
-    """Texts of several lines as blocks."""
-
-
-def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    style = "|" if "\n" in text else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _text)
+    return yaml_text.dump(plain, sort_keys=True, blocks=True).splitlines()
 
 
 def wanted(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,7 @@
 import json
 from typing import Any
 
-import yaml
-
+from tierwise import yaml_text
 from tierwise.preview.diff import Change
 from tierwise.preview.estimate import HOURS_PER_MONTH, Amount, BudgetEstimate, NamespaceEstimate
 from tierwise.preview.preview import Preview
@@ -120,4 +119,4 @@ def serialised(found: Preview, form: str) -> str:
     value = document(found)
     if form == "json":
         return json.dumps(value, indent=2) + "\n"
-    return yaml.safe_dump(json.loads(json.dumps(value)), sort_keys=False, width=120, allow_unicode=True)
+    return yaml_text.dump(json.loads(json.dumps(value)))

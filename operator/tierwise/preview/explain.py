@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-import yaml
-
+from tierwise import yaml_text
 from tierwise.api.meta import Condition
 from tierwise.api.model_tier import ModelTier
 from tierwise.api.namespace_budget import NamespaceBudget
@@ -229,7 +228,7 @@ def serialised(facts: Facts, form: str) -> str:
     value = json.loads(json.dumps(document(facts), default=str))
     if form == "json":
         return json.dumps(value, indent=2) + "\n"
-    return yaml.safe_dump(value, sort_keys=False, width=WIDTH, allow_unicode=True)
+    return yaml_text.dump(value, width=WIDTH)
 
 
 def text(facts: Facts) -> str:

@@ -1,9 +1,9 @@
 """All objects that one tier owns."""
 
-import hashlib
 import json
 
 from tierwise.api.model_tier import ModelTier
+from tierwise.core.digest import digest
 from tierwise.core.plan import Manifest, ReplicaBounds
 from tierwise.render import autoscaler, deployment, disruption, labels, service
 
@@ -38,7 +38,6 @@ def _stamped(manifest: Manifest) -> Manifest:
     Fields that are only missing in what is wanted look like somebody else's: `drift` has to leave those alone.
     """
     content = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
-    digest = hashlib.sha256(content.encode()).hexdigest()[:16]
     metadata = manifest["metadata"]
-    annotations = {**metadata.get("annotations", {}), labels.RENDERED_ANNOTATION: digest}
+    annotations = {**metadata.get("annotations", {}), labels.RENDERED_ANNOTATION: digest(content.encode())}
     return {**manifest, "metadata": {**metadata, "annotations": dict(sorted(annotations.items()))}}

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
+from tierwise import yaml_text
 from tierwise.adapters import cluster as cluster_adapter
 from tierwise.adapters.xds.catalog import SHARED
 from tierwise.errors import TierwiseError
@@ -89,7 +89,7 @@ def envoy_config(
         click.echo(json.dumps(found, indent=2))
     else:
         found = json.loads(json.dumps(found))  # plain dicts: protobuf's are ordered ones, which YAML does not know
-        click.echo(yaml.safe_dump(found, sort_keys=False, width=120), nl=False)
+        click.echo(yaml_text.dump(found), nl=False)
     if validate:
         words = refusals(shown, options, program(envoy))
         if words:

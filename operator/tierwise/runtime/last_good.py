@@ -26,19 +26,21 @@ from tierwise.runtime import objects
 # The API server takes objects up to about 1.5 MiB and ConfigMaps up to 1 MiB of data.
 MAX_BYTES = 900 * 1024
 SIGNATURE = "tierwise.dev/signature"
+# Says what it is, and is no number to any reader of YAML. Earlier versions signed without it.
+_SCHEME = "hmac-sha256:"
 
 
 def signature(namespace: str, data: Mapping[str, Any], key: bytes) -> str:
-    """HMAC-SHA256, in hexadecimal, over the namespace and all of the data."""
+    """`hmac-sha256:` and the code in hexadecimal, over the namespace and all of the data."""
     parts = [namespace, *(part for name in sorted(data) for part in (name, str(data[name])))]
     message = b"".join(len(part.encode()).to_bytes(8, "big") + part.encode() for part in parts)
-    return hmac.new(key, message, hashlib.sha256).hexdigest()
+    return _SCHEME + hmac.new(key, message, hashlib.sha256).hexdigest()
 
 
 def genuine(manifest: Mapping[str, Any], key: bytes) -> bool:
     """Whether an operator wrote this ConfigMap, for its namespace."""
     metadata = manifest.get("metadata") or {}
-    said = str((metadata.get("annotations") or {}).get(SIGNATURE, ""))
+    said = _SCHEME + str((metadata.get("annotations") or {}).get(SIGNATURE, "")).removeprefix(_SCHEME)
     expected = signature(str(metadata.get("namespace", "")), manifest.get("data") or {}, key)
     return bool(key) and hmac.compare_digest(said.encode(), expected.encode())
 

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
+from tierwise.core import digest
 from tierwise.errors import TierwiseError
 from tierwise.render.envoy import gateway
 from tierwise.render.envoy.bundle import NamespaceBundle
@@ -60,6 +61,6 @@ def unpack(namespace: str, data: Mapping[str, Any]) -> NamespaceBundle:
         gateway.check(bundle)
     except (KeyError, TypeError, ValueError, AttributeError, binascii.Error, zlib.error, InvalidResource) as error:
         raise UnreadableLastGood(f"{namespace}: {error}") from error
-    if bundle.hash != data.get("hash"):
+    if not digest.same(data.get("hash"), bundle.hash):
         raise UnreadableLastGood(f"{namespace}: content has hash {bundle.hash}, not {data.get('hash')!r}")
     return bundle

@@ -5,7 +5,6 @@ Envoy accepts unknown fields of dynamic configuration silently, so every resourc
 """
 
 import gzip
-import hashlib
 import json
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +13,7 @@ from typing import Any
 
 from google.protobuf import descriptor, descriptor_pb2, descriptor_pool, json_format, message, message_factory
 
+from tierwise.core.digest import digest
 from tierwise.errors import TierwiseError
 from tierwise.render.envoy.bundle import Resource
 
@@ -98,12 +98,8 @@ def canonical(resource: object) -> str:
 
 
 def content_hash(*parts: object) -> str:
-    """16 hexadecimal digits of the SHA-256 of canonical JSON."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(canonical(part).encode())
-        digest.update(b"\0")
-    return digest.hexdigest()[:16]
+    """Digest of the parts' canonical JSON."""
+    return digest(b"".join(canonical(part).encode() + b"\0" for part in parts))
 
 
 def encode(resource: Resource) -> Encoded:
@@ -120,8 +116,7 @@ def _encode(text: str) -> Encoded:
     # A change touches few resources: all others of a large configuration come from the cache.
     resource = json.loads(text)
     data = parse(resource).SerializeToString(deterministic=True)
-    version = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return Encoded(str(resource.get("@type", "")), name_of(resource), data, version)
+    return Encoded(str(resource.get("@type", "")), name_of(resource), data, digest(text.encode()))
 
 
 def parse(resource: Resource) -> message.Message:
