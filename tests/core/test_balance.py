@@ -1,10 +1,13 @@
 import itertools
 import math
+from dataclasses import replace
 
-from hypothesis import given, settings
+import bench_balance
+import pytest
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tierwise.core import balance, problem
+from tierwise.core import balance, problem, programme, rounding
 from tierwise.core.problem import ClassLoad, Pair, Problem, Tier
 from tierwise.core.quality import Floor
 
@@ -48,7 +51,15 @@ def shares_on_a_grid(load, steps=4):
             yield {name: part / steps for name, part in zip(names, cut, strict=True)}
 
 
+def one_idle(*pairs, floor=None):
+    tiers = {"a": Tier("a", 1.0, 0, 1), "b": Tier("b", 6.0, 0, 1), "x": Tier("x")}
+    return Problem(tiers, (ClassLoad(("ns", "p", "c0"), 0.0, pairs, Floor(floor) if floor is not None else None),))
+
+
 @given(problems())
+@example(one_idle(Pair("a", utilisation=0.5, min_share=0.1), Pair("x", cost_per_request=0.0005)))
+@example(one_idle(Pair("a", utilisation=0.5, score=0.9), Pair("x", cost_per_request=0.0005, score=0.7), floor=0.75))
+@example(one_idle(Pair("a", utilisation=0.5), Pair("x", cost_per_request=0.0005, max_share=0.5)))
 @settings(max_examples=15, deadline=None)
 def test_no_static_mix_is_cheaper(stated):
     solution = balance.solve(stated)
@@ -114,7 +125,7 @@ def test_constraints_hold(stated):
             (load.rate * solution.shares[load.key].get(name, 0.0) * pair.utilisation, pair.limit or 0.5)
             for load in stated.classes
             for pair in load.pairs
-            if pair.tier == name and solution.shares[load.key].get(name, 0.0) > 1e-6
+            if load.rate > 0 and pair.tier == name and solution.shares[load.key].get(name, 0.0) > 1e-6
         ]
         if used and name not in solution.overload:
             limit = min(limit for _, limit in used)
@@ -182,14 +193,134 @@ def test_a_cost_target_gives_way_first():
     assert not solution.overload
 
 
+def loaded(stated):
+    return tuple(item for load in stated.classes if load.rate > 0 and (item := problem.usable(load)).pairs)
+
+
 @given(problems(classes=6))
 @settings(max_examples=12, deadline=None, derandomize=True)
 def test_rounding_of_large_problems_keeps_constraints_and_costs_little_more(stated):
-    ready = tuple(item for load in stated.classes if (item := problem.usable(load)).pairs)
-    rounded = balance._rounded(stated, ready, 2.0)
+    ready = loaded(stated)
+    rounded = rounding.solve(stated, ready, time_limit_seconds=2.0) if ready else None
+    if rounded is None:
+        assert not ready
+        return
     exact = balance.solve(stated)
+    for item in ready:
+        assert math.isclose(sum(rounded.shares[item.load.key].values()), 1.0, abs_tol=1e-6)
+    if not rounded.excess and not rounded.overload and not exact.relaxed:
+        assert exact.cost_per_hour <= problem.cost_of(stated, rounded.replicas, rounded.shares) + 0.05
+
+
+def test_rounding_is_near_the_optimum_of_what_it_rounds():
+    ratios = []
+    for seed in (0, 1, 4):
+        stated = bench_balance.make(tiers=12, classes=40, each=4, seed=seed)
+        ready = loaded(stated)
+        rounded = rounding.solve(stated, ready, time_limit_seconds=5.0)
+        whole = programme.Programme(stated, ready, exact=False)
+        for column in whole.replicas.values():
+            whole.model._integer[column] = True
+        best = whole.model.solve(time_limit_seconds=60.0, relative_gap=2e-3)
+        assert best.status == "Optimal"
+        optimum = whole.read(best.values, best.status)
+        least = problem.cost_of(stated, optimum.replicas, optimum.shares)
+        assert rounded.overload == pytest.approx(dict(optimum.overload), abs=1e-6)
+        ratios.append(problem.cost_of(stated, rounded.replicas, rounded.shares) / least)
+    assert min(ratios) >= 1 - 2e-3
+    assert max(ratios) <= 1.1
+    assert sum(ratios) / len(ratios) <= 1.04
+
+
+def test_a_large_namespace_has_one_answer_and_keeps_what_it_promises():
+    stated = bench_balance.make(tiers=20, classes=60, each=5, seed=7)
+    solution = balance.solve(stated)
+    assert solution == balance.solve(stated)
+    assert (solution.overload, solution.relaxed) == ({}, ())
     for load in stated.classes:
-        assert math.isclose(sum(rounded.shares[load.key].values()), 1.0, abs_tol=1e-6)
-    limits = [entry for entry in (*rounded.relaxed, *exact.relaxed) if entry.kind == "ProviderLimit"]
-    if not limits and not rounded.overload and not exact.overload:
-        assert exact.cost_per_hour <= rounded.cost_per_hour + 0.05
+        scores = {pair.tier: pair.score for pair in load.pairs}
+        assert sum(share * scores[tier] for tier, share in solution.shares[load.key].items()) >= load.floor.value - 1e-6
+    needed = problem.needed_replicas(stated, solution.shares)
+    assert all(solution.replicas[name] >= count for name, count in needed.items())
+
+
+def test_a_trickle_gets_a_replica_in_a_large_namespace_too():
+    stated = bench_balance.make(tiers=10, classes=20, each=5, seed=1)
+    lone = ClassLoad(("ns", "p", "z"), 1e-5, (Pair("dear", utilisation=0.01, limit=0.8, tokens=10.0),), None)
+    tiers = {**stated.tiers, "dear": Tier("dear", 600.0, 0, 1)}
+    joined = ClassLoad(("ns", "p", "y"), 1.0, (Pair("dear", cost_per_request=0.0), stated.classes[0].pairs[0]), None)
+    solution = balance.solve(Problem(tiers, (*stated.classes, joined, lone)))
+    assert (solution.replicas["dear"], solution.overload, solution.relaxed) == (1, {}, ())
+
+
+@given(problems(), problems())
+@settings(max_examples=15, deadline=None)
+def test_classes_that_share_no_tier_are_solved_as_if_alone(one, other):
+    """And those that do through a third are not: the sum of both is what each costs."""
+    moved = {f"z{name}": replace(tier, name=f"z{name}") for name, tier in other.tiers.items()}
+    loads = tuple(
+        replace(load, key=("ns", "q", load.key[2]), pairs=tuple(replace(p, tier=f"z{p.tier}") for p in load.pairs))
+        for load in other.classes
+    )
+    both = balance.solve(Problem({**one.tiers, **moved}, (*one.classes, *loads)))
+    alone = balance.solve(one), balance.solve(other)
+    assert both.replicas == {**alone[0].replicas, **{f"z{name}": count for name, count in alone[1].replicas.items()}}
+    for key, mix in alone[0].shares.items():
+        assert both.shares[key] == pytest.approx(mix, abs=1e-6)
+    assert math.isclose(both.cost_per_hour, alone[0].cost_per_hour + alone[1].cost_per_hour, abs_tol=1e-9)
+    assert len(both.relaxed) == len(alone[0].relaxed) + len(alone[1].relaxed)
+
+
+@given(problems(classes=3))
+@settings(max_examples=15, deadline=None)
+def test_parts_come_to_what_the_whole_comes_to(stated):
+    ready = loaded(stated)
+    if not ready:
+        return
+    whole = programme.Programme(stated, ready)
+    outcome = whole.model.solve(time_limit_seconds=5.0, relative_gap=0.0)
+    found = whole.read(outcome.values, outcome.status)
+    solution = balance.solve(stated)
+    if not (found.overload or found.excess or solution.overload or solution.relaxed):
+        cost = problem.cost_of(stated, found.replicas, found.shares)
+        assert solution.cost_per_hour <= cost * (1 + balance.RELATIVE_GAP) + 0.01
+        assert cost <= solution.cost_per_hour + 0.01
+
+
+IDLE = ("ns", "p", "idle")
+BUSY = ClassLoad(("ns", "p", "busy"), 3.0, (Pair("b", utilisation=0.2, limit=0.8),))
+
+
+def idle_class(*pairs, floor=None):
+    return ClassLoad(IDLE, 0.0, pairs, Floor(floor) if floor is not None else None)
+
+
+def test_nothing_runs_for_a_class_without_demand_whatever_it_insists_on():
+    tiers = {"a": Tier("a", 1.0, 0, 1), "x": Tier("x")}
+    insists = idle_class(Pair("a", utilisation=0.5, min_share=0.1), Pair("x", cost_per_request=0.001))
+    solution = balance.solve(Problem(tiers, (insists,)))
+    assert (solution.replicas, solution.cost_per_hour) == ({"a": 0}, 0.0)
+    assert solution.shares[IDLE] == pytest.approx({"a": 0.1, "x": 0.9})
+    floor = idle_class(Pair("a", utilisation=0.5, score=0.9), Pair("x", score=0.5), floor=0.7)
+    solution = balance.solve(Problem(tiers, (floor,)))
+    assert (solution.replicas, solution.cost_per_hour) == ({"a": 0}, 0.0)
+    assert solution.shares[IDLE] == pytest.approx({"a": 0.5, "x": 0.5}, abs=1e-6)
+
+
+def test_a_class_without_demand_points_at_what_runs_for_others():
+    tiers = {"a": Tier("a", 1.0, 0, 3), "b": Tier("b", 6.0, 0, 3), "x": Tier("x")}
+    idle = idle_class(Pair("a", utilisation=0.1), Pair("x", cost_per_request=0.001), Pair("b", utilisation=0.2))
+    solution = balance.solve(Problem(tiers, (BUSY, idle)))
+    assert solution.replicas == {"a": 0, "b": 1}
+    assert solution.shares[IDLE] == {"a": 0.0, "b": 1.0, "x": 0.0}
+    assert balance.solve(Problem(tiers, (idle,))).shares[IDLE]["x"] == 1.0, "nothing runs: only the provider answers"
+
+
+def test_a_class_without_demand_neither_points_at_a_full_tier_nor_slows_one_down():
+    tiers = {"b": Tier("b", 6.0, 0, 1), "x": Tier("x")}
+    strict = Pair("b", utilisation=0.2, limit=0.3)
+    full = balance.solve(Problem(tiers, (BUSY, idle_class(strict, Pair("x", cost_per_request=0.001)))))
+    assert (full.replicas, full.shares[IDLE], full.relaxed) == ({"b": 1}, {"b": 0.0, "x": 1.0}, ())
+    only = balance.solve(Problem(tiers, (BUSY, idle_class(strict))))
+    assert (only.replicas, only.overload, only.relaxed) == ({"b": 1}, {}, ())
+    assert problem.needed_replicas(Problem(tiers, (BUSY, idle_class(strict))), only.shares) == {"b": 1}

@@ -189,15 +189,16 @@ def usable(load: ClassLoad) -> Usable:
         else:
             kept = tuple(pair for pair in pairs if pair.score is not None)
         if kept:
-            excluded |= {pair.tier: "quality unknown" for pair in pairs if pair not in kept}
+            names = {pair.tier for pair in kept}
+            excluded |= {pair.tier: "quality unknown" for pair in pairs if pair.tier not in names}
             pairs = kept
         elif pairs:
             relaxed.append(Relaxed("FloorUnreachable", subject))
     value = load.floor.value if load.floor is not None and not relaxed else None
     fast = tuple(pair for pair in pairs if pair.limit > 0)
-    if fast != pairs:
+    if len(fast) < len(pairs):
         if fast and (value is None or best_quality(_bounds(fast)[0]) >= value - 1e-9):
-            excluded |= {pair.tier: "objective" for pair in pairs if pair not in fast}
+            excluded |= {pair.tier: "objective" for pair in pairs if pair.limit <= 0}
             pairs = fast
         elif pairs:
             relaxed.append(Relaxed("Latency", subject))
@@ -246,7 +247,10 @@ def cost_of(problem: Problem, replicas: Mapping[str, int], shares: Mapping[Class
 def needed_replicas(
     problem: Problem, shares: Mapping[ClassKey, Mapping[str, float]], *, headroom: float | None = None
 ) -> dict[str, int]:
-    """In-cluster tier -> the fewest replicas that carry these shares safely (may exceed the tier's maximum)."""
+    """In-cluster tier -> the fewest replicas that carry these shares safely (may exceed the tier's maximum).
+
+    A class without demand needs none, and its objective holds at any load: nobody waits.
+    """
     use = problem.headroom if headroom is None else headroom
     needed: dict[str, int] = {}
     for name, tier in sorted(problem.tiers.items()):
@@ -256,7 +260,7 @@ def needed_replicas(
         for item in problem.classes:
             share = shares.get(item.key, {}).get(name, 0.0)
             for pair in item.pairs:
-                if pair.tier == name and share > 0:
+                if pair.tier == name and share > 0 and item.rate > 0:
                     load += item.rate * share * pair.utilisation
                     limit = min(limit, pair.limit or 0.5)
         needed[name] = max(tier.min_replicas, math.ceil(load / (limit * use) - 1e-6))
