@@ -156,7 +156,7 @@ def test_more_demand_costs_more_and_a_slow_tier_holds_less(changed, tmp_path):
 def test_a_ceiling_that_does_not_fit_is_told(changed):
     edit(changed, "namespacebudget.yaml", '"2500.00"', '"100.00"')
     found = run("-f", changed, "--metrics", METRICS)
-    assert "does not fit: the ceiling is reached before the period ends" in found.stdout
+    assert "does not fit: without the ladder the ceiling is reached before the period ends" in found.stdout
     (budget,) = document("-f", changed, "--metrics", METRICS)["estimate"]["default"]["after"]["budgets"]
     assert budget["fits"] is False
     assert Decimal(budget["rungs"][0]["afterHours"]) < 24

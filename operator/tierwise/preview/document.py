@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from tierwise import yaml_text
+from tierwise.preview.climb import Climb
 from tierwise.preview.diff import Change
 from tierwise.preview.estimate import HOURS_PER_MONTH, Amount, BudgetEstimate, NamespaceEstimate
 from tierwise.preview.preview import Preview
@@ -105,13 +106,38 @@ def _budget_document(one: BudgetEstimate) -> dict[str, Any]:
         lowerBound=True if cost is not None and not cost.whole else None,
         percentOfCeiling=str(round(one.percent, 1)) if one.percent is not None else None,
         fits=one.percent <= 100 if one.percent is not None and (one.percent > 100 or (cost and cost.whole)) else None,
-        rungs=[
-            _known(atPercent=percent, action=action, afterHours=str(round(hours, 1)) if hours is not None else None)
-            for percent, action, hours in one.rungs
-        ],
+        rungs=_rungs(one.whole) if one.whole is not None else [_known(atPercent=p, action=a) for p, a in one.ladder],
+        wholePeriod=_climb(one.whole) if one.whole is not None else None,
+        presentPeriod={**_climb(one.present), "rungs": _rungs(one.present)} if one.present is not None else None,
         unpriced=[{"policy": policy, "class": name, "tier": tier} for policy, name, tier in one.unpriced],
         spent=str(one.spent) if one.spent is not None else None,
     )
+
+
+def _climb(found: Climb) -> dict[str, Any]:
+    return {
+        "from": found.start.isoformat(timespec="minutes"),
+        "until": found.end.isoformat(timespec="minutes"),
+        "timeZone": str(found.end.tzinfo),
+        "spentBefore": str(round(found.spent, 2)),
+        "spentAtEnd": str(round(found.total, 2)),
+    }
+
+
+def _rungs(found: Climb) -> list[dict[str, Any]]:
+    """Every rung; those that are not reached have no time."""
+    return [
+        _known(
+            atPercent=step.percent,
+            action=step.action.value,
+            afterHours=str(round(step.hours, 1)) if step.hours is not None else None,
+            at=step.at.isoformat(timespec="minutes") if step.at is not None else None,
+            does=step.does,
+            costPerHour=str(round(step.per_hour, 4)) if step.per_hour is not None else None,
+            requestsPerSecond=step.passes,
+        )
+        for step in found.steps
+    ]
 
 
 def serialised(found: Preview, form: str) -> str:

@@ -17,6 +17,8 @@ from tierwise.core import capacity, decide, policy_status, tier_status
 from tierwise.core.decision import ClassOutcome
 from tierwise.core.signals import ClassKey
 from tierwise.core.situation import ClassView, Situation, TierView
+from tierwise.preview import climb
+from tierwise.preview.climb import Climb
 from tierwise.preview.metrics import Load, Metrics
 from tierwise.preview.rounds import Settled
 
@@ -91,8 +93,9 @@ class BudgetEstimate:
     """One budget at this cost.
 
     Attributes:
-        period_cost: a whole period's (estimated). percent: of the ceiling. rungs: (percent, action, hours from the
-            period's start until it is reached; None: not within the period).
+        period_cost: a whole period's, without the ladder (estimated). percent: of the ceiling.
+        ladder: its rungs. whole: the ladder in the next whole period. present: in the rest of this one, where its spend
+            is known. Both None when the cost is unknown.
         unpriced: (policy, class, tier) whose cost does not count because the tier has no price in the currency.
         unpriced_denied: no request goes to such a tier; else they pass uncounted.
         spent: of the present period, as the cluster has it; None when unknown.
@@ -104,10 +107,12 @@ class BudgetEstimate:
     period: str
     period_cost: Amount | None
     percent: Decimal | None
-    rungs: tuple[tuple[int, str, Decimal | None], ...]
+    ladder: tuple[tuple[int, str], ...]
     unpriced: tuple[tuple[str, str, str], ...]
     unpriced_denied: bool
     spent: Decimal | None = None
+    whole: Climb | None = None
+    present: Climb | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +155,7 @@ def _namespace(seen: Situation, settled: Settled, metrics: Metrics, now: datetim
     for name in unpriced:
         costs = {money: Amount(held.value, (*held.missing, f"{name}: no price")) for money, held in costs.items()}
     budgets = tuple(
-        _budget(key.name, budget, seen, costs, now)
+        _budget(key.name, budget, seen, costs, now, metrics)
         for key, budget in sorted(settled.world.budgets.items())
         if key.namespace == seen.namespace
     )
@@ -304,7 +309,12 @@ def _provider_meets(view: ClassView, tier: TierView) -> tuple[bool | None, str]:
 
 
 def _budget(
-    name: str, budget: NamespaceBudget, seen: Situation, costs: Mapping[str, Amount], now: datetime
+    name: str,
+    budget: NamespaceBudget,
+    seen: Situation,
+    costs: Mapping[str, Amount],
+    now: datetime,
+    metrics: Metrics,
 ) -> BudgetEstimate:
     spec = budget.spec
     start, end = calendar.period(spec.period.value, spec.time_zone, now)
@@ -318,13 +328,14 @@ def _budget(
         if tier in seen.tiers and tier_status.currency(seen.tiers[tier]) != spec.currency
     ]
     cost = Amount(rate.value * hours, rate.missing) if rate is not None and known else None
-    rungs = []
-    for step in spec.ladder:
-        at = None
-        if cost is not None and rate is not None and rate.value > 0:
-            reached = spec.ceiling * step.at_percent / 100 / rate.value
-            at = reached if reached <= hours else None
-        rungs.append((step.at_percent, step.action.value, at))
+    whole = present = None
+    spent = budget.status.spent
+    if cost is not None and rate is not None:
+        following = calendar.period(spec.period.value, spec.time_zone, end)
+        whole = climb.play(budget, seen, metrics.loads, rate.value, period=following, now=following[0])
+        bounds = budget.status.period
+        if spent is not None and bounds is not None and bounds.end == end:
+            present = climb.play(budget, seen, metrics.loads, rate.value, period=(start, end), now=now, spent=spent)
     return BudgetEstimate(
         name=name,
         ceiling=spec.ceiling,
@@ -332,10 +343,12 @@ def _budget(
         period=spec.period.value,
         period_cost=cost,
         percent=100 * cost.value / spec.ceiling if cost is not None else None,
-        rungs=tuple(rungs),
+        ladder=tuple((step.at_percent, step.action.value) for step in spec.ladder),
         unpriced=tuple(unpriced),
         unpriced_denied=spec.unpriced is Unpriced.DENY,
-        spent=budget.status.spent,
+        spent=spent,
+        whole=whole,
+        present=present,
     )
 
 

@@ -8,6 +8,7 @@ from decimal import Decimal
 import click
 
 from tierwise.preview import diff
+from tierwise.preview.climb import Climb
 from tierwise.preview.diff import Change
 from tierwise.preview.estimate import (
     HOURS_PER_MONTH,
@@ -266,15 +267,17 @@ def _budget(old: BudgetEstimate | None, new: BudgetEstimate, paint: _Paint) -> l
     was = f"{_percent(old)} -> " if old is not None and _percent(old) != _percent(new) else ""
     whole = f"a whole {new.period.lower()} at this cost is {was}{_percent(new)}"
     lines = [f"  Budget {new.name}: {money(new.ceiling)} {new.currency} per {new.period}; {whole}"]
-    for percent, action, hours in new.rungs:
-        if new.percent is None:
-            when = "unknown"
-        else:
-            when = "not reached" if hours is None else f"reached after {_time(hours)}"
-            when += "" if hours is not None or (new.period_cost and new.period_cost.whole) else " by what is known"
-        lines.append(f"    {percent:>3}% {action:<9} {when}")
+    sure = new.period_cost is not None and new.period_cost.whole
+    if new.whole is None:
+        lines += [f"    {percent:>3}% {action:<9} unknown" for percent, action in new.ladder]
+    else:
+        lines += _climb(f"a whole {new.period.lower()}", new.whole, new, sure=sure)
+    if new.present is not None:
+        lines += _climb(f"the rest of this {new.period.lower()}", new.present, new, sure=sure)
     if new.percent is not None and new.percent > 100:
-        lines.append(paint.of("    does not fit: the ceiling is reached before the period ends", "red"))
+        lines.append(
+            paint.of("    does not fit: without the ladder the ceiling is reached before the period ends", "red")
+        )
     then = "requests are kept off it, its replicas' cost is unknown"
     if not new.unpriced_denied:
         then = "requests pass, and its cost does not count"
@@ -282,6 +285,30 @@ def _budget(old: BudgetEstimate | None, new: BudgetEstimate, paint: _Paint) -> l
         paint.of(f"    tier {tier} of {policy}/{name} has no price in {new.currency}: {then}", "yellow")
         for policy, name, tier in new.unpriced
     ]
+    return lines
+
+
+def _climb(what: str, found: Climb, of: BudgetEstimate, *, sure: bool) -> list[str]:
+    """One ladder in one period: a line per rung, times in the budget's zone."""
+    head = f"    In {what}, from {found.start:%Y-%m-%d %H:%M} {found.start.tzinfo}"
+    lines = [f"{head}, {money(found.spent)} {of.currency} spent:" if found.spent else f"{head}:"]
+    for step in found.steps:
+        if step.at is None:
+            when = "not reached" if sure else "not reached by what is known"
+        else:
+            after = f"after {_time(step.hours)}" if step.hours else "at once"
+            when = f"{step.at:%Y-%m-%d %H:%M}{'' if sure else ' at the latest'} ({after}): {step.does}"
+        line = f"    {step.percent:>3}% {step.action.value:<9} {when}"
+        lines += textwrap.wrap(
+            line,
+            WIDTH,
+            subsequent_indent=" " * 19,
+            break_long_words=False,
+            break_on_hyphens=False,
+            drop_whitespace=True,
+        )
+    share = 100 * found.total / of.ceiling
+    lines.append(f"      at its end {'' if sure else 'at least '}{money(found.total)} {of.currency} ({share:.0f}%)")
     return lines
 
 
