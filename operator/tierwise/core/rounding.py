@@ -13,8 +13,10 @@ from tierwise.core import milp
 from tierwise.core.problem import Problem, Usable
 from tierwise.core.programme import Found, Programme
 
-_PART = 1 / 2
-"""Of the tiers with part of a replica, those that are rounded at once."""
+_PARTS = (1 / 2, 1.0)
+"""Of the tiers with part of a replica, those that are rounded at once. Where there is time, the best of both counts."""
+_TIME = 400
+"""Up to so many pairs of class and tier there is."""
 _STEPS = 12
 """Of that; what is left then is rounded in one."""
 _WORK = 12800
@@ -31,14 +33,17 @@ def solve(
 
     Every tier is planned for its strictest class, used or not, so that nothing is whole but the replicas.
     """
-    search = _Search(Programme(problem, classes, exact=False, within=within), time_limit_seconds)
-    outcome = search.round_up()
-    if outcome is None or outcome.values is None:
-        return None
-    outcome = search.take_back(outcome, max(_LEAST, _WORK // sum(len(item.pairs) for item in classes)))
-    if outcome.values is None:
-        return None
-    return search.programme.read(outcome.values, f"{outcome.status}, rounded")
+    pairs = sum(len(item.pairs) for item in classes)
+    best: tuple[float, Found] | None = None
+    for part in _PARTS if pairs <= _TIME else _PARTS[:1]:
+        search = _Search(Programme(problem, classes, exact=False, within=within), time_limit_seconds)
+        outcome = search.round_up(part)
+        if outcome is None:
+            continue
+        outcome = search.take_back(outcome, max(_LEAST, _WORK // pairs))
+        if outcome.values is not None and (best is None or outcome.objective < best[0]):
+            best = outcome.objective, search.programme.read(outcome.values, f"{outcome.status}, rounded")
+    return best[1] if best is not None else None
 
 
 class _Search:
@@ -52,8 +57,8 @@ class _Search:
         self.most = {name: max(low, tiers[name].max_replicas) for name, low in self.least.items()}
         self.counts: dict[str, int] = {}
 
-    def round_up(self) -> milp.Outcome | None:
-        """Whole replicas, `counts`, a part of the tiers at a time."""
+    def round_up(self, part: float) -> milp.Outcome | None:
+        """Whole replicas, `counts`, a part of the tiers at a time; None when nothing is found in time."""
         lower = dict(self.least)
         outcome = self.warm.solve()
         for step in range(_STEPS):
@@ -68,7 +73,7 @@ class _Search:
             if not waste:
                 break
             last = step == _STEPS - 1
-            chosen = waste if last else waste[: math.ceil(len(waste) * _PART)]
+            chosen = waste if last else waste[: math.ceil(len(waste) * part)]
             lower |= {name: needed[name] for _, name in chosen}
             self._bound(lower, lower | {name: max(lower[name], needed[name]) for name in lower} if last else self.most)
             outcome = self.warm.solve()
