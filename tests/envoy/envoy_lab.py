@@ -239,6 +239,7 @@ class Lab:
         self.options = GatewayOptions(port=free_port(), address="127.0.0.1", access_log=True, **options)
         self.xds = XdsServer("127.0.0.1", 0, self.material)
         self.envoys: list[asyncio.subprocess.Process] = []
+        self.metrics_ports: dict[asyncio.subprocess.Process, int] = {}
         self.world = world()
         self.xds_name = "tierwise-xds.test"
         self.patience = 10.0  # seconds for an answer
@@ -319,6 +320,7 @@ class Lab:
         )
         log.close()
         self.envoys.append(process)
+        self.metrics_ports[process] = metrics
         self.metrics_port = metrics
         await self.eventually(lambda: self.ready(metrics, process, folder), seconds=60)
         return process
@@ -357,6 +359,18 @@ class Lab:
             )
 
         await self.eventually(taken, seconds=seconds)
+        await self.worked()
+
+    async def worked(self) -> None:
+        """One answer of each gateway: what its main thread has acknowledged has reached its worker by then.
+
+        On a busy machine a request that comes right after the acknowledgement may meet a worker that did not run since.
+        """
+        for process, port in self.metrics_ports.items():
+            if process.returncode is None:
+                with contextlib.suppress(aiohttp.ClientError, OSError):  # it is about to end
+                    async with self.http.get(f"http://127.0.0.1:{port}/ready") as response:
+                        await response.read()
 
     async def eventually(self, holds, *, seconds: float = 5.0) -> float:
         """Wait until it holds; seconds that it took."""

@@ -13,6 +13,7 @@ import grpc
 import pytest
 from envoy_lab import Lab, external, free_port, in_cluster, policy, world
 
+from tierwise.render.envoy import bootstrap
 from tierwise.render.envoy.options import Tracing
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -118,11 +119,24 @@ class Collector:
         ]
 
 
+class Prompt(Lab):
+    """Its Envoy hands over spans at once, not every five seconds."""
+
+    def start_files(self, name, **given):
+        folder = super().start_files(name, **given)
+        file = folder / bootstrap.BOOTSTRAP_FILE
+        config = json.loads(file.read_text())
+        layer = {"name": "test", "static_layer": {"tracing.opentelemetry.flush_interval_ms": 100}}
+        config["layered_runtime"]["layers"].insert(0, layer)
+        file.write_text(json.dumps(config))
+        return folder
+
+
 @contextlib.asynccontextmanager
 async def traced(tmp_path, percent=100.0):
     collector = Collector()
     port = await collector.start()
-    lab = Lab(tmp_path, tracing=Tracing("127.0.0.1", port, percent))
+    lab = Prompt(tmp_path, tracing=Tracing("127.0.0.1", port, percent))
     try:
         yield await lab.start(), collector
     finally:
@@ -258,7 +272,7 @@ async def test_as_many_are_traced_as_is_set_whatever_ids_clients_choose(tmp_path
 
 async def test_a_collector_that_is_gone_costs_nobody_an_answer(tmp_path, upstream):
     up = await upstream("up")
-    lab = Lab(tmp_path, tracing=Tracing("127.0.0.1", free_port(), 100.0))
+    lab = Prompt(tmp_path, tracing=Tracing("127.0.0.1", free_port(), 100.0))
     try:
         await lab.start()
         await lab.settle(one(up.port))
