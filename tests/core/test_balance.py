@@ -253,6 +253,10 @@ def test_a_large_namespace_has_one_answer_and_keeps_what_it_promises():
     assert all(solution.replicas[name] >= count for name, count in needed.items())
 
 
+def test_without_time_there_is_no_answer_rather_than_a_bad_one():
+    assert balance.solve(bench_balance.make(tiers=20, classes=60, each=5, seed=7), time_limit_seconds=0.0) is None
+
+
 def loss(stated, solution):
     """Mean quality below the floors, over the demand."""
     missed = 0.0

@@ -32,7 +32,7 @@ def solve(
         problem: to be solved.
         within: not the cheapest mix but, of those that cost at most so much per hour, the one in which the floors that
             yield are missed least, by the classes' demand.
-        time_limit_seconds: for each call of the solver.
+        time_limit_seconds: for each part of the problem that has nothing to do with the others.
     """
     ready = tuple(item for load in problem.classes if (item := usable(load)).pairs)
     parts: list[Found] = []

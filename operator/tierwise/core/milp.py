@@ -78,20 +78,21 @@ class Warm:
 
     Args:
         model: as it stands; what is added to it later does not count.
-        time_limit_seconds: for each solution. relative_gap: of integer programmes.
+        time_limit_seconds: for all solutions together. relative_gap: of integer programmes.
         presolve: pays for one solution from nothing, and for none that has a basis.
     """
 
     def __init__(
         self, model: Model, *, time_limit_seconds: float, relative_gap: float = 0.0, presolve: bool = False
     ) -> None:
-        self._limit = time_limit_seconds
         # The plain binding: the wrapper `highspy.Highs` prints a banner before it can be told not to.
         self._solver = highspy._core._Highs()  # noqa: SLF001 - see above
         for option, value in (
             ("output_flag", False),
             ("threads", 1),
             ("random_seed", 0),
+            # The solver's clock counts all its runs.
+            ("time_limit", time_limit_seconds),
             ("mip_rel_gap", relative_gap),
             ("presolve", "choose" if presolve else "off"),
             # Costs more to take out again than it spares programmes that are solved from the last one's basis.
@@ -113,8 +114,6 @@ class Warm:
 
     def solve(self, *, below: float = INFINITY) -> "Outcome":
         """Solve; a linear programme only where its objective is below a value: beyond, the outcome has no values."""
-        # The solver's clock counts all its runs.
-        self._solver.setOptionValue("time_limit", self._solver.getRunTime() + self._limit)
         self._solver.setOptionValue("objective_bound", below)
         self._solver.run()
         status = self._solver.getModelStatus()
