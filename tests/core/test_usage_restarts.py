@@ -57,6 +57,29 @@ def test_a_gateway_of_several_loses_one_scrape_interval_when_it_restarts():
     assert readings[TIER].crashes == 0, "told once"
 
 
+def test_a_gateway_that_dies_while_nobody_scrapes_may_have_counted_until_somebody_does():
+    """That another one is scraped a moment earlier when Prometheus is back does not say that this one was dead."""
+    before = {
+        "envoy-0": [(float(t), 500.0 + t) for t in range(0, 60, 5)],
+        "envoy-1": [(t + 2.0, 90.0 + t) for t in range(0, 60, 5)],
+    }
+    _, cursor = read([], usage.Cursor(), before)
+    _, cursor = read([], cursor, before)
+    back = {"envoy-0": [(655.0, 1155.0), (660.0, 1160.0)], "envoy-1": [(657.0, 40.0), (662.0, 45.0)]}
+    readings, cursor = read([], cursor, back)
+    assert (readings[TIER].crashes, readings[TIER].lost_seconds) == (1, 600.0)
+
+
+def test_a_gateway_that_is_gone_for_good_when_somebody_scrapes_again_may_have_counted_until_then():
+    before = {"envoy-0": [(float(t), 500.0 + t) for t in range(0, 60, 5)], "envoy-1": [(57.0, 147.0)]}
+    _, cursor = read([], usage.Cursor(), before)
+    found = []
+    for start in (655, 700, 760, 820, 880, 940, 1000):
+        readings, cursor = read([], cursor, {"envoy-0": [(float(t), 500.0 + t) for t in range(start, start + 60, 5)]})
+        found.append((readings[TIER].crashes, readings[TIER].lost_seconds))
+    assert [one for one in found if one[0]] == [(1, 603.0)]
+
+
 def test_a_restart_that_the_next_read_sees_again_is_told_once():
     """Reads reach back beyond the last one."""
     samples = [(float(t), 500.0 + t) for t in range(0, 20, 5)] + [(20.0, 2.0), (25.0, 7.0), (30.0, 12.0), (35.0, 17.0)]

@@ -17,7 +17,7 @@ from typing import TypeAlias
 from tierwise.core.signals import CounterReading, Counts, Origin, TierKey
 
 Sample: TypeAlias = tuple[float, float]  # (Unix seconds, counter value), as scraped
-Span: TypeAlias = tuple[float, float]  # (after, until): a process started anew in between, Unix seconds
+Span: TypeAlias = tuple[float, float]  # (after, until): something happened in between, Unix seconds
 
 REQUESTS = "requests"
 REQUESTS_WITH_USAGE = "requests_with_usage"
@@ -54,6 +54,9 @@ VISIBLE_SECONDS = 50.0
 UPTIME_ERROR_SECONDS = 7.0
 DEFAULT_SCRAPE_SECONDS = 15.0
 MAX_PIECES = 1024
+# No gateway was scraped for longer than so many of their intervals: nobody scraped.
+BLIND_SCRAPES = 1.5
+MOST_BLIND = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,7 @@ class Cursor:
         uptimes: gateway -> the newest sample of its uptime, seconds.
         gone: gateways that were told of as ended.
         restarted: gateway -> the span in which its process last began anew, as its uptime told.
+        blind: spans in which no gateway was scraped, oldest first.
     """
 
     time: float | None = None
@@ -100,6 +104,7 @@ class Cursor:
     uptimes: Mapping[str, Sample] = field(default_factory=dict)
     gone: frozenset[str] = frozenset()
     restarted: Mapping[str, Span] = field(default_factory=dict)
+    blind: tuple[Span, ...] = ()
 
     def start(self, namespace: str) -> float | None:
         """Where counting continues for one namespace, Unix seconds; None: the next read only sets a baseline."""
@@ -230,7 +235,9 @@ def read(
             sums[one.quantity] = sums.get(one.quantity, 0.0) + grown
         last[one.identity] = one.samples[-1]
     gone = _gone(cursor, instances, until)
-    lost = _lost(cursor, uptimes, again, gone)
+    usual = _usual(uptimes)
+    blind = _blind(cursor, uptimes, usual, until)
+    lost = _lost(cursor, again, gone, blind=blind, usual=usual, until=until)
     readings: dict[TierKey, CounterReading] = {}
     for key in sorted({*tiers, *totals}):
         start = cursor.start(key[0])
@@ -253,6 +260,7 @@ def read(
         uptimes={name: sample for name, sample in newest_uptimes.items() if name in known},
         restarted={name: span for name, span in restarted.items() if name in known},
         gone=((cursor.gone | gone) & known.keys()) - instances.keys(),
+        blind=blind,
     )
 
 
@@ -265,27 +273,47 @@ def _gone(cursor: Cursor, instances: Mapping[str, object], until: float) -> froz
     )
 
 
-def _lost(
-    cursor: Cursor,
-    uptimes: Mapping[str, Sequence[Sample]],
-    again: Mapping[str, Sequence[Span]],
-    gone: Iterable[str],
-) -> list[float]:
-    """Seconds, at most, that each gateway which ended has counted without being scraped."""
+def _blind(cursor: Cursor, uptimes: Mapping[str, Sequence[Sample]], usual: float, until: float) -> tuple[Span, ...]:
+    """When no gateway was scraped: what was known before, and what the newest samples add."""
+    known = max((sample[0] for sample in cursor.uptimes.values()), default=None)
+    fresh = sorted({time for samples in uptimes.values() for time, _ in samples if known is None or time > known})
+    moments = [*([known] if known is not None else []), *fresh]
+    found = [(before, after) for before, after in itertools.pairwise(moments) if after - before > BLIND_SCRAPES * usual]
+    return tuple(span for span in (*cursor.blind, *found) if span[1] >= until - FORGET_AFTER_SECONDS)[-MOST_BLIND:]
+
+
+def _usual(uptimes: Mapping[str, Sequence[Sample]]) -> float:
+    """Seconds between two scrapes of a gateway."""
     spacing = [
         later - earlier for samples in uptimes.values() for (earlier, _), (later, _) in itertools.pairwise(samples)
     ]
-    usual = statistics.median(spacing) if spacing else DEFAULT_SCRAPE_SECONDS
-    moments = sorted(
-        {sample[0] for samples in uptimes.values() for sample in samples} | {s[0] for s in cursor.uptimes.values()}
-    )
-    found = [usual for _ in gone]
-    for spans in again.values():
-        for before, after in spans:
-            # Where others were scraped meanwhile, it would have been too, had it lived.
-            watched = any(before < moment < after for moment in moments)
-            found.append(min(usual, after - before) if watched else after - before)
-    return found
+    return statistics.median(spacing) if spacing else DEFAULT_SCRAPE_SECONDS
+
+
+def _lost(
+    cursor: Cursor,
+    again: Mapping[str, Sequence[Span]],
+    gone: Iterable[str],
+    *,
+    blind: Sequence[Span],
+    usual: float,
+    until: float,
+) -> list[float]:
+    """Seconds, at most, that each gateway which ended has counted without being scraped."""
+    ends = [*((cursor.instances[name], until) for name in gone), *(span for spans in again.values() for span in spans)]
+    return [_unseen(before, after, blind, usual) for before, after in ends]
+
+
+def _unseen(before: float, after: float, blind: Iterable[Span], usual: float) -> float:
+    """How long after its last scrape a gateway can have lived: it would have been scraped again, had anybody scraped.
+
+    Others that are scraped just before it when scraping begins again do not say that it was dead by then.
+    """
+    most = before + usual
+    for start, end in sorted(blind):
+        if before <= end and start <= most:
+            most = max(most, end + usual)
+    return min(after, most) - before
 
 
 def _reading(parts: Mapping[Origin, Mapping[str, float]], since: datetime, until: datetime) -> CounterReading:
