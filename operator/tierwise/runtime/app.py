@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol
 
 import structlog
@@ -22,9 +23,10 @@ from tierwise.core.world import World
 from tierwise.render.envoy.bundle import GatewayConfig
 from tierwise.runtime import heartbeat
 from tierwise.runtime.channel import Channel
+from tierwise.runtime.clock import SteadyClock, utc_now
 from tierwise.runtime.figures import Figures
 from tierwise.runtime.leader import Leadership
-from tierwise.runtime.loops import Decider, GatewayServer, Publisher, Reporter, utc_now
+from tierwise.runtime.loops import Decider, GatewayServer, Publisher, Reporter
 from tierwise.runtime.relist import Relister
 from tierwise.runtime.replicas import Replicas
 from tierwise.runtime.secrets import SecretReader
@@ -90,6 +92,8 @@ class Operator:
         rooms: what to run.
         gateway: makes the configuration server; it is told where its certificate is, None: none, in the clear.
         configuration: how to reach the API server.
+        wall: aware UTC clock of all that is planned, counted and told. Certificates and the Lease, which others judge
+            by their own clocks, go by this machine's.
     """
 
     def __init__(
@@ -98,8 +102,11 @@ class Operator:
         rooms: Rooms,
         gateway: Callable[[Callable[[], Material] | None], Gateway],
         configuration: kube.Configuration,
+        *,
+        wall: Callable[[], datetime] = utc_now,
     ) -> None:
         self._settings = settings
+        self._now = now = SteadyClock(wall)
         self._configuration = configuration
         self._stopping = asyncio.Event()
         self._failure: BaseException | None = None
@@ -114,16 +121,18 @@ class Operator:
         self._prometheus = self._signal_source()
         self._figures = Figures(self.metrics)
         writer = self._writer()
-        self.publisher = Publisher(self.store, rooms.render, self._gateway, self._publish, self.metrics, self.health)
+        self.publisher = Publisher(
+            self.store, rooms.render, self._gateway, self._publish, self.metrics, self.health, now=now
+        )
         self.reporter = Reporter(
-            self.store, self._gateway, rooms.statuses, self._writer(), self._report, self.metrics, self.health
+            self.store, self._gateway, rooms.statuses, self._writer(), self._report, self.metrics, self.health, now=now
         )
         self.signals = SignalReader(
             self._prometheus,
             self.store,
             self.metrics,
             poke=self._decide.poke,
-            now=utc_now,
+            now=now,
             interval_seconds=settings.metrics_interval_seconds,
         )
         self.decider = Decider(
@@ -136,6 +145,7 @@ class Operator:
             self.metrics,
             self.health,
             seen=self._figures.show,
+            now=now,
         )
         self.relister = Relister(
             self.cluster,
@@ -297,7 +307,7 @@ class Operator:
             self.store,
             self.metrics,
             identity=self._settings.identity,
-            now=utc_now,
+            now=self._now,
             monotonic=time.monotonic,
         )
 

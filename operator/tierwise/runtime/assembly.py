@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from datetime import datetime
 
 from tierwise import planner
 from tierwise.adapters import cluster
@@ -12,6 +13,7 @@ from tierwise.render.envoy import consumers
 from tierwise.render.envoy import gateway as envoy
 from tierwise.render.envoy.options import Authentication, GatewayOptions, Tracing
 from tierwise.runtime.app import Operator, Rooms
+from tierwise.runtime.clock import utc_now
 from tierwise.settings import Settings, SettingsError
 
 
@@ -38,8 +40,10 @@ def gateway_options(settings: Settings) -> GatewayOptions:
     return GatewayOptions(authentication=Authentication(issuers), tracing=tracing)
 
 
-async def operator(settings: Settings, rooms: Rooms | None = None) -> Operator:
-    """The operator as it runs in a cluster.
+async def operator(
+    settings: Settings, rooms: Rooms | None = None, *, wall: Callable[[], datetime] = utc_now
+) -> Operator:
+    """The operator as it runs in a cluster, by a given aware UTC clock.
 
     Raises:
         NotConnectedError: no cluster can be reached by what is set.
@@ -48,6 +52,5 @@ async def operator(settings: Settings, rooms: Rooms | None = None) -> Operator:
     def gateway(tls: Callable[[], Material] | None) -> XdsServer:
         return XdsServer(settings.xds_host, settings.xds_port, tls)
 
-    return Operator(
-        settings, rooms or rooms_for(settings), gateway, await cluster.configure(settings.kubeconfig, settings.context)
-    )
+    configuration = await cluster.configure(settings.kubeconfig, settings.context)
+    return Operator(settings, rooms or rooms_for(settings), gateway, configuration, wall=wall)

@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Protocol
 
 import structlog
@@ -18,6 +18,7 @@ from tierwise.core.plan import Manifest, Plan, StatusApply
 from tierwise.core.world import GatewayReport, World
 from tierwise.render.envoy.bundle import GatewayConfig, NamespaceBundle
 from tierwise.runtime import isolation, last_good
+from tierwise.runtime.clock import utc_now
 from tierwise.runtime.faults import FAULTS
 from tierwise.runtime.replicas import Replicas
 from tierwise.runtime.signals import SignalReader
@@ -47,11 +48,6 @@ class GatewayServer(Protocol):
     def good(self) -> Mapping[str, NamespaceBundle]:
         """What they have all acknowledged, by namespace."""
         ...
-
-
-def utc_now() -> datetime:
-    """The clock that snapshots carry."""
-    return datetime.now(UTC)
 
 
 @dataclass(slots=True)
