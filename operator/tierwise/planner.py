@@ -93,8 +93,8 @@ def plan(world: World, settings: Settings = SETTINGS) -> Plan:
         statuses=tuple(draft.statuses),
         events=tuple(draft.events),
         ledger=Ledger(draft.accounts),
-        next_round_seconds=_next_round(world, memory, settings),
-        memory=memory,
+        next_round_seconds=_next_round(world, memory, settings, draft.accounts.values()),
+        memory=_of_today(world, memory),
         gauges=tuple(sorted(draft.gauges)),
         books=tuple(draft.books),
         records=tuple(draft.records),
@@ -367,7 +367,18 @@ def _grace_over(memory: LoopMemory, namespace: str, world: World, settings: Sett
     return since is not None and world.now - since >= timedelta(seconds=settings.grace_seconds)
 
 
-def _next_round(world: World, memory: LoopMemory, settings: Settings) -> float:
+def _of_today(world: World, memory: LoopMemory) -> LoopMemory:
+    """Without what is remembered of budgets and namespaces that are gone."""
+    left = set(namespaces(world))
+    return replace(
+        memory,
+        ladders={which: one for which, one in memory.ladders.items() if Key(*which) in world.budgets},
+        without={name: cost for name, cost in memory.without.items() if name in left},
+        realising={name: one for name, one in memory.realising.items() if name in left},
+    )
+
+
+def _next_round(world: World, memory: LoopMemory, settings: Settings, held: Iterable[Account]) -> float:
     intervals = [
         policy.spec.rebalance.interval.seconds
         for policy in world.policies.values()
@@ -378,6 +389,9 @@ def _next_round(world: World, memory: LoopMemory, settings: Settings) -> float:
         left = settings.grace_seconds - (world.now - since).total_seconds()
         if left > 0:
             soonest = min(soonest, left + 0.1)
+    # What a period's end gives back is given back then.
+    ends = ((account.end - world.now).total_seconds() for account in held)
+    soonest = min([soonest, *(left + 0.01 for left in ends if left > 0)])
     expiries = (key.expires_at for one in world.consumers.values() for key in one.spec.api_keys or ())
     for expiry in expiries:
         if expiry is not None and expiry > world.now:

@@ -395,6 +395,23 @@ async def test_readings_part_where_each_account_of_a_namespace_goes_on():
     source.close()
 
 
+async def test_readings_part_where_a_period_ends_also_while_the_operator_runs():
+    now = NOW.timestamp()
+    source = Prometheus(History(*grown(now - 4 * 3600, now)))
+    targets = Targets(external=frozenset({FRONTIER}), period_edges=frozenset({now - 10.0}))
+    history = source._connection
+    scraped_at, history.samples = history.samples, history.samples[:-2]
+    up, history.up = history.up, history.up[:-2]
+    await source.read(targets, NOW)  # the first only sets a baseline
+    history.samples, history.up = scraped_at, up
+    reading = (await source.read(targets, NOW)).usage[FRONTIER]
+    before, after = reading.pieces
+    assert before.until.timestamp() <= now - 10 < after.until.timestamp()
+    assert before.output_tokens + after.output_tokens == reading.output_tokens
+    assert (before.output_tokens, after.output_tokens) == (7.0, 7.0)
+    source.close()
+
+
 async def test_a_gateway_that_two_jobs_scrape_is_counted_once():
     now = NOW.timestamp()
     answers = Answers(("envoy_server_uptime", scraped("completion_tokens", (now - 20, 5.0), up=[(now - 20, 9.0)])))

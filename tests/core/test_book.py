@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tierwise.core import book, kept, ledger, usage
+from tierwise.core import book, kept, ledger, periods, usage
 from tierwise.core.book import IDLE, OTHER, Book, Line, Pen, Window
 from tierwise.core.kept import Kept
 from tierwise.core.ledger import Account, TokenPrices, Use
@@ -261,7 +261,7 @@ def test_the_period_turns_and_its_last_tokens_are_of_the_old_one():
     part = {ORIGINS[0]: counts(1, 0, 0, 1_000_000)}
     day = 86_400
     held = ledger.accrue(held, uses({"api": reading(day - 40, day - 25, part)}), END, max_gap_seconds=90)
-    after = ledger.turned(held, END, END + timedelta(days=1), "UTC")
+    after = periods.turned(held, END, END + timedelta(days=1), "UTC")
     assert ledger.spend(after).total == 0
     late = usage.add(reading(day - 25, day - 5, part), reading(day - 5, day + 10, part))
     after = ledger.accrue(after, uses({"api": late}), at(day + 12), max_gap_seconds=90)

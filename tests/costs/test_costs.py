@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tierwise import yaml_text
 from tierwise.api.namespace_budget import NamespaceBudget
 from tierwise.cli import cli
-from tierwise.core import book, kept, ledger
+from tierwise.core import book, kept, ledger, periods
 from tierwise.core.book import Line
 from tierwise.core.kept import Kept
 from tierwise.core.ledger import Account, TokenPrices, Use
@@ -174,7 +174,7 @@ def test_a_start_that_is_none_is_refused(text, account):
 
 
 def test_the_period_before_stays_for_its_bill(account):
-    after = ledger.turned(account.account, START + timedelta(days=30), START + timedelta(days=61), account.zone)
+    after = periods.turned(account.account, START + timedelta(days=30), START + timedelta(days=61), account.zone)
     uses = [Use("own", 1, 4, Decimal(36))]
     after = ledger.accrue(after, uses, START + timedelta(days=30, seconds=60), max_gap_seconds=90)
     of = replace(account, account=after)

@@ -111,6 +111,7 @@ class Server:
     now: datetime = START
     secret: bool = True
     startup_seconds: float = 30.0
+    ahead_seconds: float = 0.0  # Prometheus' clock is
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -270,8 +271,8 @@ class Server:
                 input_tokens=prompts * seconds,
                 cached_input_tokens=0.0,
                 output_tokens=generated * seconds,
-                since=self.now - timedelta(seconds=seconds),
-                until=self.now,
+                since=self.now + timedelta(seconds=self.ahead_seconds - seconds),
+                until=self.now + timedelta(seconds=self.ahead_seconds),
             )
             if tier.spec.in_cluster is not None and self.ready(name):
                 engines[NAMESPACE, name] = self._engine(name, total, prompts, generated)

@@ -8,7 +8,7 @@ from tierwise.adapters import kinds
 from tierwise.core import accounts, kept
 from tierwise.core.ledger import Account, Entry, Ledger
 from tierwise.core.world import Key
-from tierwise.runtime.targets import checkpoints
+from tierwise.runtime.targets import checkpoints, targets_of
 
 
 def external(name):
@@ -70,3 +70,26 @@ def test_each_account_of_a_namespace_goes_on_at_its_own_moment(store, now):
     held = Ledger({("team-a", "second"): account(now, now)})
     found = checkpoints(replace(store.snapshot(now), ledger=held))
     assert found == {"team-a": ((now - timedelta(seconds=60)).timestamp(), now.timestamp())}
+
+
+def test_what_is_read_after_a_period_ended_is_told_apart_at_its_end(store, now):
+    """An operator that was away over a month's end: each side is another month's."""
+    store.put(kinds.MODEL_TIER, external("paid"))
+    store.put(kinds.NAMESPACE_BUDGET, budget("ceiling", **status(now)))
+    end = now.replace(month=12, day=1, hour=0)
+    found = checkpoints(store.snapshot(end + timedelta(hours=1)))
+    assert found == {"team-a": ((now - timedelta(seconds=60)).timestamp(), end.timestamp())}
+    # What was counted beyond it, by a clock that was ahead, is not read again.
+    held = Ledger({("team-a", "ceiling"): replace(account(now, end + timedelta(seconds=5)), end=end)})
+    world = replace(store.snapshot(end + timedelta(hours=1)), ledger=held)
+    assert checkpoints(world) == {"team-a": ((end + timedelta(seconds=5)).timestamp(),)}
+
+
+def test_periods_edges_part_what_is_read(store, now):
+    store.put(kinds.MODEL_TIER, external("paid"))
+    held = Ledger({("team-a", "ceiling"): account(now, now)})
+    found = targets_of(replace(store.snapshot(now), ledger=held), recover=False)
+    assert found.period_edges == {
+        now.replace(day=1, hour=0).timestamp(),
+        now.replace(month=12, day=1, hour=0).timestamp(),
+    }

@@ -175,8 +175,9 @@ class Prometheus:
         start = max(min(starts, default=end), end - RECOVERY_SECONDS, self._reached or 0.0)
         total: dict[TierKey, CounterReading] = {}
         edges = [start]
+        marks = sorted({*self._marks, *targets.period_edges})
         while edges[-1] < end and len(edges) <= SLICES_PER_READ:
-            following = [mark for mark in self._marks if mark > edges[-1]]
+            following = [mark for mark in marks if mark > edges[-1]]
             edges.append(min(edges[-1] + SLICE_SECONDS, end, *following[:1]))
         slices = list(itertools.pairwise(edges)) or [(end, end)]
         if cursor.since and cursor.time is None:

@@ -63,12 +63,14 @@ class Targets:
         classes: (namespace, policy, class) -> its tiers.
         ledger_since: namespace -> from when its ledgers lack usage, Unix seconds, ascending: each of these moments
             parts two readings. Only after a start, else absent.
+        period_edges: where budgets' periods begin and end, Unix seconds: what is counted on each side is told apart.
     """
 
     in_cluster: Mapping[TierKey, EngineMetrics] = field(default_factory=dict)
     external: frozenset[TierKey] = frozenset()
     classes: Mapping[ClassKey, tuple[str, ...]] = field(default_factory=dict)
     ledger_since: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    period_edges: frozenset[float] = frozenset()
 
     @property
     def tiers(self) -> frozenset[TierKey]:

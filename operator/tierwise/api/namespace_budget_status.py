@@ -102,7 +102,7 @@ class Checkpoint(StatusModel):
     time: Time
     """Until when usage is counted."""
     tokens_until: Time | None = None
-    """Until when tokens are counted, where that is earlier: gateways' counters are read every few seconds."""
+    """Until when tokens are counted, where that is another moment: gateways' counters are read every few seconds."""
     entries: Annotated[tuple[LedgerEntry, ...], Field(max_length=128, json_schema_extra=list_map("tier"))] = ()
     """One per tier."""
 

@@ -9,7 +9,7 @@ from typing import Any
 from tierwise.api.meta import Provenance
 from tierwise.api.namespace_budget import NamespaceBudget
 from tierwise.api.namespace_budget_status import Checkpoint, PeriodBounds
-from tierwise.core import book, capacity, cost, ledger, tier_status
+from tierwise.core import book, capacity, cost, ledger, periods, tier_status
 from tierwise.core import budget as calendar
 from tierwise.core import kept as kept_accounts
 from tierwise.core.book import Line
@@ -19,8 +19,8 @@ from tierwise.core.situation import Situation, TierView, autoscaler_bounds
 from tierwise.core.world import Key, World
 
 CENT = Decimal("0.01")
-ZONES_APART = timedelta(hours=26)
-"""Most that midnights of two time zones lie apart."""
+SET_BACK = timedelta(days=1)
+"""A clock that is late by at most this does not begin a period anew that has ended."""
 
 
 def account(world: World, situation: Situation, budget: NamespaceBudget, known: Account | None) -> Account:
@@ -34,38 +34,37 @@ def account(world: World, situation: Situation, budget: NamespaceBudget, known: 
         # Nothing tells what was spent before, in this currency: counting begins now.
         known = Account(start, end, world.now)
     known = replace(known, currency=currency)
+    if world.now < known.start <= world.now + SET_BACK:
+        # Who counted before had a clock that was ahead of this one: what has begun goes on.
+        start, end = known.start, known.end
+    if known.updated > world.now + SET_BACK:
+        known = replace(known, updated=world.now)  # by a clock that was wrong
     gap = situation.settings.max_gap_seconds
     uses = _uses(world, situation, known, budget.spec.currency)
     if (known.start, known.end) != (start, end):
         if known.end <= world.now:
             known = ledger.accrue(known, uses, known.end, max_gap_seconds=gap)  # its last minutes
-        known = _next_period(known, start, end, zone)
+        known = periods.following(known, start, end, zone)
     held = ledger.accrue(known, uses, world.now, max_gap_seconds=gap)
     return replace(held, book=book.tidied(held.book, world.now, zone))
 
 
-def _next_period(known: Account, start: datetime, end: datetime, zone: str) -> Account:
-    """The account of another period: the calendar went on, or somebody changed the budget's period or time zone."""
-    edited = known.end > start and max(abs(start - known.start), abs(end - known.end)) <= ZONES_APART
-    if edited or (known.end > start and known.start >= start):
-        # A longer period around the old one, or another zone's: what is known is kept, rather some hours too much.
-        return replace(known, start=start, end=end, checkpoint=None, rung=None, since=None)
-    # All since the period's start is this period's; what nobody observed of it is a gap, bounded from above.
-    return ledger.turned(known, start, end, zone)
+def unread(world: World, budget: NamespaceBudget) -> tuple[datetime, ...]:
+    """Until when a budget's account has counted tokens, as held or as a restart finds it, and when its period ended.
 
-
-def counted_until(world: World, budget: NamespaceBudget) -> datetime | None:
-    """Until when a budget's account has counted tokens: as held, else as a restart finds it; None: there is none."""
+    The end is told where it lies in what is still to be read: each side is another period's. Empty: no account.
+    """
     held = world.ledger.accounts.get((budget.metadata.namespace, budget.metadata.name)) or _restored(world, budget)
     if held is None:
-        return None
+        return ()
     namespace = budget.metadata.namespace
     moments = [
         entry.counted_until
         for tier, entry in held.entries.items()
         if entry.counted_until is not None and Key(namespace, tier) in world.tiers
     ]
-    return min(moments, default=held.updated)
+    counted = min(moments, default=held.updated)
+    return (counted, held.end) if counted < held.end < world.now else (counted,)
 
 
 def _restored(world: World, budget: NamespaceBudget) -> Account | None:
@@ -192,6 +191,7 @@ def _uses(world: World, situation: Situation, known: Account, currency: str) -> 
                     token_prices=seen.token_prices,
                     external=seen.external,
                     reading=reading,
+                    gone=True,
                 )
             )
     return uses

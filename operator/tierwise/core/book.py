@@ -317,6 +317,23 @@ def turned(book: Book, zone: str) -> Book:
     return Book(earlier=merged(by_day))
 
 
+def narrowed(book: Book, start: datetime, zone: str) -> Book:
+    """The book of a shorter period within this one: what began before its start is left out.
+
+    An hour or a day that reaches over the start is kept whole: rather too much than too little.
+    """
+    place = ZoneInfo(zone)
+
+    def ends(of: datetime) -> datetime:
+        return midnight(of.astimezone(place).date() + timedelta(days=1), place)
+
+    windows = {key: one for key, one in book.windows.items() if key[1] + timedelta(seconds=SLOT_SECONDS) > start}
+    hours = {at: lines for at, lines in book.hours.items() if at + timedelta(hours=1) > start}
+    days = {at: lines for at, lines in book.days.items() if ends(at) > start}
+    keys = frozenset(key for part in (hours, days) for lines in part.values() for key in lines)
+    return Book(hours, days, windows=windows, keys=keys)
+
+
 def filled(book: Book, totals: Mapping[str, Line], at: datetime) -> Book:
     """With a line for what the book lacks of each tier's totals; totals do not say what cost is for.
 
@@ -359,9 +376,16 @@ def lines_of(book: Book) -> dict[Key, Line]:
     return found
 
 
+def by_tier(book: Book) -> dict[str, Line]:
+    """This period's sum of each tier, with what is not shared yet."""
+    found: dict[str, Line] = {}
+    for (tier, _), line in lines_of(book).items():
+        found[tier] = found.get(tier, Line()) + line
+    for (tier, _), window in book.windows.items():
+        found[tier] = sum(shared(window).values(), found.get(tier, Line()))
+    return found
+
+
 def total(book: Book) -> Line:
     """This period's sum, with what is not shared yet."""
-    found = sum(lines_of(book).values(), Line())
-    for window in book.windows.values():
-        found = sum(shared(window).values(), found)
-    return found
+    return sum(by_tier(book).values(), Line())

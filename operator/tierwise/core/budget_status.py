@@ -53,7 +53,7 @@ def status(
     age = (world.now - held.checkpoint).total_seconds() if held.checkpoint is not None else None
     due = (
         age is None
-        or age >= calendar.CHECKPOINT_SECONDS
+        or not 0 <= age < calendar.CHECKPOINT_SECONDS  # negative: an operator with a clock that was ahead wrote it
         or before.period != bounds
         or before.observed_generation != generation
         or shown != held.rung
@@ -125,7 +125,7 @@ def _tokens_until(held: Account, now: datetime) -> datetime | None:
     until = max(moments)
     if until.microsecond:
         until = until.replace(microsecond=0) + timedelta(seconds=1)
-    return until if until < now.replace(microsecond=0) else None
+    return until if until != now.replace(microsecond=0) else None
 
 
 def findings(world: World, situation: Situation, one: Standing) -> tuple[Finding, ...]:

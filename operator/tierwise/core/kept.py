@@ -218,6 +218,8 @@ def _from_entry(found: Mapping[str, str | None]) -> Entry:
 
 
 def _seen(seen: Seen) -> list[Any]:
+    # What most tiers do not have stands last, and only where there is some: older operators read the rest.
+    rare = [_time(seen.first), _time(seen.gone)] if seen.first is not None or seen.gone is not None else []
     return [
         _time(seen.moment),
         seen.external,
@@ -227,11 +229,13 @@ def _seen(seen: Seen) -> list[Any]:
         _prices(seen.earlier),
         None if seen.changed is None else [_time(moment) for moment in seen.changed],
         str(seen.rate),
+        *rare,
     ]
 
 
 def _from_seen(found: list[Any]) -> Seen:
-    moment, external, replicas, price, prices, earlier, changed, rate = found
+    moment, external, replicas, price, prices, earlier, changed, rate, *rare = found
+    first, gone = rare or (None, None)
     return Seen(
         moment=_at(moment),
         external=bool(external),
@@ -241,6 +245,8 @@ def _from_seen(found: list[Any]) -> Seen:
         earlier=_from_prices(earlier),
         changed=None if changed is None else (_at(changed[0]), _at(changed[1])),
         rate=Decimal(rate),
+        first=_moment(first),
+        gone=_moment(gone),
     )
 
 

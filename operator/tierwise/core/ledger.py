@@ -102,6 +102,9 @@ class Seen:
         earlier: token prices before they last changed; None: unchanged, or none.
         changed: when the old prices were seen last, and when the new ones first; None: unchanged.
         rate: what its tokens cost per second, by the newest reading.
+        first: of a tier whose tokens were never counted: when it was seen first.
+        gone: since when the tier is no more; None: it is.
+        read: round in which its tokens were last counted, by this process, whose clock may be behind Prometheus'.
     """
 
     moment: datetime
@@ -112,6 +115,9 @@ class Seen:
     earlier: TokenPrices | None = None
     changed: tuple[datetime, datetime] | None = None
     rate: Decimal = ZERO
+    first: datetime | None = None
+    gone: datetime | None = None
+    read: datetime | None = field(default=None, compare=False)  # not kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +141,7 @@ class Use:
         reading: tokens since the previous reading; None when there is none.
         most_cost_per_hour: of an external tier, an upper bound; None when nothing tells one.
         room: work units/s that its ready replicas do within their objectives; 0: unknown.
+        gone: the tier is no more; what is left of it is counted.
     """
 
     tier: str
@@ -146,6 +153,7 @@ class Use:
     reading: CounterReading | None = None
     most_cost_per_hour: Decimal | None = None
     room: Decimal = ZERO
+    gone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,8 +205,8 @@ def accrue(account: Account, uses: Iterable[Use], now: datetime, *, max_gap_seco
             entry = _replicas(entry, use, before, (account.updated, end), pen, gap=gap)
         read = use.reading
         for piece in () if read is None else read.pieces or (read,):
-            if piece.until > account.end:
-                continue  # of the next period
+            if piece.until > account.end <= now:
+                continue  # of the next period; while this one goes on, whoever scraped has a clock that is ahead
             if piece.until <= account.start:
                 if account.earlier_until is not None and piece.until > account.earlier_until:
                     found = charges.charge(piece, _prices(now_seen, piece), external=use.external)
@@ -210,10 +218,12 @@ def accrue(account: Account, uses: Iterable[Use], now: datetime, *, max_gap_seco
             entry = _hole(entry, use, now_seen, piece, pen, max_gap_seconds)
             entry, rate = _tokens(entry, use, piece, _prices(now_seen, piece), pen)
             bound += seconds_of(timedelta(seconds=piece.lost_seconds)) * max(rate, now_seen.rate)
-            now_seen = replace(now_seen, rate=rate)
+            now_seen = replace(now_seen, rate=rate, read=now)
         if read is not None:
             crashes = max(crashes, read.crashes)
-        seen[use.tier] = now_seen
+        seen[use.tier] = now_seen if entry.counted_until is None else replace(now_seen, first=None)
+        if now_seen.gone is not None and (now - now_seen.gone).total_seconds() > book.PATIENCE_SECONDS:
+            del seen[use.tier]  # nothing of it is on its way any more
         if entry != Entry() or use.tier in entries:
             entries[use.tier] = entry
         fresh = fresh or read is not None
@@ -236,9 +246,11 @@ def accrue(account: Account, uses: Iterable[Use], now: datetime, *, max_gap_seco
 
 
 def _seen(use: Use, before: Seen | None, now: datetime, counted: datetime | None) -> Seen:
-    made = Seen(now, use.external, use.replicas, use.price_per_hour, use.token_prices)
+    made = Seen(now, use.external, use.replicas, use.price_per_hour, use.token_prices, gone=now if use.gone else None)
     if before is None:
-        return made
+        return replace(made, first=now if counted is None else None)
+    first, gone = before.first if counted is None else None, (before.gone or now) if use.gone else None
+    made = replace(made, first=first, gone=gone, read=before.read)
     # What is not counted yet may still be of the time before an earlier change.
     open_change = before.changed
     if open_change is not None and counted is not None and counted >= open_change[1]:
@@ -265,11 +277,18 @@ def _pending(entry: Entry, use: Use, seen: Seen, now: datetime, max_gap_seconds:
 
     By the planned demand, and where a restart forgot that, by what it cost when it was last counted.
     """
-    since = entry.counted_until
+    since = counted_at(entry, seen) or seen.first
     if not use.external or since is None or (now - since).total_seconds() <= max_gap_seconds:
         return ZERO
     rate = seen.rate if use.most_cost_per_hour is None else use.most_cost_per_hour / HOUR
     return (seconds_of(now - since) * rate).quantize(book.PICO)
+
+
+def counted_at(entry: Entry, seen: Seen | None) -> datetime | None:
+    """Until when a tier's tokens are counted, at the latest by the clock of rounds; None: they never were."""
+    if entry.counted_until is None or seen is None or seen.read is None:
+        return entry.counted_until
+    return min(entry.counted_until, seen.read)
 
 
 def _replicas(
@@ -327,7 +346,12 @@ def _tokens(
 ) -> tuple[Entry, Decimal]:
     """Charge a reading; the entry, and what it cost per second."""
     found = charges.charge(piece, prices, external=use.external, sampled=(entry.sampled_requests, entry.sampled_cost))
-    pen.write(piece.until, use.tier, {(use.tier, origin): line for origin, line in found.lines.items()})
+    # A scrape on the hour shows what came before it.
+    pen.write(
+        piece.until - timedelta(microseconds=1),
+        use.tier,
+        {(use.tier, origin): line for origin, line in found.lines.items()},
+    )
     if not use.external:
         pen.worked(use.tier, piece.until, found.work)
     attempts = Decimal(str(piece.estimated_attempts))
@@ -376,22 +400,6 @@ def summed(entries: Iterable[Entry]) -> Entry:
         output_tokens=sums("output_tokens"),
         cost=money("cost"),
         estimated_cost=money("estimated_cost"),
-    )
-
-
-def turned(account: Account, start: datetime, end: datetime, zone: str) -> Account:
-    """The account of the period that follows; the last tokens of this one may still be on their way."""
-    counted = [entry.counted_until for entry in account.entries.values() if entry.counted_until is not None]
-    return Account(
-        start,
-        end,
-        start,
-        # What nobody reads from now on is bounded from the period's start.
-        entries={tier: Entry(counted_until=start) for tier, seen in account.seen.items() if seen.external},
-        seen=account.seen,
-        book=book.turned(account.book, zone),
-        earlier_until=max(counted, default=None),
-        currency=account.currency,
     )
 
 

@@ -102,7 +102,8 @@ def committed_per_hour(situation: Situation, budget: NamespaceBudget, view: Tier
 
 def _lag_seconds(account: Account, now: datetime, max_gap_seconds: float) -> float:
     """How old the newest count of tokens is. Beyond the gap the ledger bounds what providers cost by itself."""
-    read = [entry.counted_until for entry in account.entries.values() if entry.counted_until is not None]
+    found = (ledger.counted_at(entry, account.seen.get(tier)) for tier, entry in account.entries.items())
+    read = [moment for moment in found if moment is not None]
     if not read:
         return SCRAPE_SECONDS
     return 0.0 if account.pending else min(max(0.0, (now - max(read)).total_seconds()), max_gap_seconds)

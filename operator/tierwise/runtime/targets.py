@@ -32,6 +32,9 @@ def targets_of(world: World, *, recover: bool) -> Targets:
         external=frozenset(external),
         classes=classes,
         ledger_since=checkpoints(world) if recover else {},
+        period_edges=frozenset(
+            edge.timestamp() for account in world.ledger.accounts.values() for edge in (account.start, account.end)
+        ),
     )
 
 
@@ -42,9 +45,9 @@ def checkpoints(world: World) -> dict[str, tuple[float, ...]]:
     """
     found: dict[str, set[float]] = {}
     for key, budget in world.budgets.items():
-        moment = accounts.counted_until(world, budget)
-        if moment is not None:
-            found.setdefault(key.namespace, set()).add(moment.timestamp())
+        moments = accounts.unread(world, budget)
+        if moments:
+            found.setdefault(key.namespace, set()).update(moment.timestamp() for moment in moments)
     if not found:
         return {}
     fresh = {key.namespace: {world.now.timestamp()} for key in world.tiers}
