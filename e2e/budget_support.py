@@ -371,9 +371,9 @@ class Lab:
         assert not [one for one in records if "failure" in one], records
         return records
 
-    def settled(self, namespace: str, name: str = "ceiling") -> dict[str, Any]:
-        """The budget's figures with all that is over by now."""
-        return settled(self.cluster, namespace, name, quiet_since=time.time())
+    def settled(self, namespace: str, name: str = "ceiling", *, quiet_since: float | None = None) -> dict[str, Any]:
+        """The budget's figures with all that is over by now, or was by a moment (Unix seconds) that several share."""
+        return settled(self.cluster, namespace, name, quiet_since=quiet_since or time.time())
 
     def tier(self, namespace: str, name: str, price: Price | None, **external: Any) -> dict[str, Any]:
         """A tier at the provider."""

@@ -19,6 +19,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent) and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(TIMEOUT_SECONDS))
+    # Whole modules in the order in which the one cluster gets what they need: nothing is taken away again.
+    stages: dict[Path, int] = {}
+    for item in items:
+        stages[item.path] = max(stages.get(item.path, 0), _stage(item))
+    items.sort(key=lambda item: stages[item.path])
+
+
+def _stage(item: pytest.Item) -> int:
+    names = getattr(item, "fixturenames", ())
+    # `fresh` and `guarded` are the platform, too.
+    return 1 if "fresh" in names else 3 if "guarded" in names else 2 if "platform" in names else 0
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -53,6 +64,19 @@ def platform(cluster: clusters.Cluster) -> clusters.Cluster:
     """The cluster with Tierwise installed from its chart, as a user would: two operators, two gateways."""
     install.install(cluster)
     return cluster
+
+
+@pytest.fixture(scope="session")
+def fresh(platform: clusters.Cluster) -> clusters.Cluster:
+    """The platform on which nobody has done anything yet: modules that ask for it run before all others on it."""
+    return platform
+
+
+@pytest.fixture(scope="session")
+def guarded(platform: clusters.Cluster) -> clusters.Cluster:
+    """The platform from now on with callers that have to prove who they are; modules that ask for it run last."""
+    install.install(platform, values={"gateway": {"authentication": {"mode": "Required"}}})
+    return platform
 
 
 def _print_logs(started: clusters.Cluster, console: Console) -> None:

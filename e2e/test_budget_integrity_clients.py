@@ -13,7 +13,6 @@ import budget_support
 import support
 from budget_support import PAID, Lab
 from tierwise.core import budget as calendar
-from tierwise.devcluster import install
 from tierwise.devcluster.cluster import Cluster
 
 pytestmark = pytest.mark.timeout(400)
@@ -37,25 +36,21 @@ def consumer(namespace: str, name: str) -> tuple[dict, dict]:
 
 
 @pytest.fixture(scope="module")
-def lab(platform: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    install.install(platform, values={"gateway": {"authentication": {"mode": "Required"}}})
-    try:
-        with budget_support.lab(platform, tmp_path_factory.mktemp("provider"), PEOPLE) as running:
-            for namespace, names in PEOPLE.items():
-                running.set_up(
-                    namespace,
-                    running.tier(namespace, "paid", PAID),
-                    support.policy("chat", [{"name": "paid", "weight": 100}]),
-                    support.policy("other", [{"name": "paid", "weight": 100}]),
-                    budget_support.budget("ceiling", str(CEILING), period="Week", timeZone="Asia/Kathmandu"),
-                    *itertools.chain.from_iterable(consumer(namespace, name) for name in names),
-                )
-            running.wait_ready(PEOPLE)
-            for namespace in PEOPLE:
-                support.wait_ready(platform, namespace, "consumers")
-            yield running
-    finally:
-        install.install(platform)
+def lab(guarded: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with budget_support.lab(guarded, tmp_path_factory.mktemp("provider"), PEOPLE) as running:
+        for namespace, names in PEOPLE.items():
+            running.set_up(
+                namespace,
+                running.tier(namespace, "paid", PAID),
+                support.policy("chat", [{"name": "paid", "weight": 100}]),
+                support.policy("other", [{"name": "paid", "weight": 100}]),
+                budget_support.budget("ceiling", str(CEILING), period="Week", timeZone="Asia/Kathmandu"),
+                *itertools.chain.from_iterable(consumer(namespace, name) for name in names),
+            )
+        running.wait_ready(PEOPLE)
+        for namespace in PEOPLE:
+            support.wait_ready(guarded, namespace, "consumers")
+        yield running
 
 
 def test_the_ceiling_holds_against_many_clients_at_once(lab: Lab) -> None:

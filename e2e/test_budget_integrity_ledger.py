@@ -149,8 +149,8 @@ def test_a_price_that_changes_applies_from_then_on(lab: Lab) -> None:
     budget_support.check_exact(figures, before)
     url = lab.provider.url("repriced", "paid")
     # Under way while the price changes.
-    load = lab.load(budget_support.paced(lab.ask("repriced"), rate=10, seconds=24))
-    time.sleep(9)
+    load = lab.load(budget_support.paced(lab.ask("repriced"), rate=10, seconds=14))
+    time.sleep(5)
     support.apply(lab.cluster, "repriced", budget_support.provider_tier("paid", url, dear))
     changed = budget_support.written(lab.cluster, "modeltiers", "repriced", "paid")
     load.records()

@@ -34,9 +34,9 @@ def consumer(name: str, *keys: dict, **spec: object) -> dict:
 
 
 @pytest.fixture(scope="module")
-def gateway(platform: Cluster) -> Iterator[Callable[..., httpx.Response]]:
-    """Asks the gateway with a key; callers have to prove who they are as long as these tests run."""
-    install.install(platform, values={"gateway": {"authentication": {"mode": "Required"}}})
+def gateway(guarded: Cluster) -> Iterator[Callable[..., httpx.Response]]:
+    """Asks the gateway with a key."""
+    platform = guarded
     for namespace in (NAMESPACE, OTHER):
         platform.kubectl("create", "namespace", namespace)
         rule = support.policy("chat", [{"name": "only", "weight": 100}])
@@ -65,7 +65,6 @@ def gateway(platform: Cluster) -> Iterator[Callable[..., httpx.Response]]:
     finally:
         for namespace in (NAMESPACE, OTHER):
             platform.kubectl("delete", "namespace", namespace, "--wait=false")
-        install.install(platform)
 
 
 def test_a_key_opens_its_own_namespace_only(gateway: Callable[..., httpx.Response]) -> None:

@@ -19,12 +19,11 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from tierwise.devcluster import cluster as devcluster
 from tierwise.devcluster import install
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
-STEADY_SECONDS = float(os.environ.get("TIERWISE_STEADY_SECONDS", "120"))
+STEADY_SECONDS = float(os.environ.get("TIERWISE_STEADY_SECONDS", "60"))
 SYSTEM = install.NAMESPACE
 USER = f"system:serviceaccount:{SYSTEM}:tierwise-operator"
 TEAM = "team-a"
@@ -171,17 +170,12 @@ class Lab:
 
 
 @pytest.fixture(scope="module")
-def lab():
-    cluster = devcluster.up(f"e2e-operator-{os.getpid()}")
-    try:
-        install.install(cluster)
-        cluster.kubectl("apply", "-f", "-", input_text=MANIFESTS)
-        lab = Lab(cluster)
-        until(lambda: lab.get("modeltier", "compact").get("status", {}).get("observedGeneration"), 60)
-        yield lab
-    finally:
-        if os.environ.get("TIERWISE_KEEP") != "1":
-            cluster.down()
+def lab(fresh):
+    fresh.kubectl("apply", "-f", "-", input_text=MANIFESTS)
+    lab = Lab(fresh)
+    until(lambda: lab.get("modeltier", "compact").get("status", {}).get("observedGeneration"), 60)
+    yield lab
+    fresh.kubectl("delete", "namespace", TEAM, "--wait=false")
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from tierwise.devcluster import install
 from tierwise.devcluster.cluster import Cluster
 
 NAMESPACE = "resilience"
-SECONDS = 75
+SECONDS = 60
 RATE = 16.0
 
 
