@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tierwise.adapters.xds.catalog import Catalog, prepare
 from tierwise.api.scalars import Sensitivity
-from tierwise.render.envoy import gateway, limits
+from tierwise.render.envoy import gateway, limits, throttle
 from tierwise.render.envoy.fields import SENSITIVITY_HEADER
 from tierwise.render.envoy.protos import ROUTES
 
@@ -126,3 +126,32 @@ def test_a_refused_configuration_does_not_keep_a_budget_from_denying():
         "legal"
     ]
     assert withheld.clearances == {}, "a tier without a price takes nothing under a ceiling, by older routes neither"
+
+
+def test_a_refused_configuration_does_not_keep_a_budget_from_throttling():
+    classes = [{"name": name, "tiers": [{"name": "a"}]} for name in ("x", "kept")]
+    classes[0]["match"] = {"headers": [{"name": "x-team", "value": "a"}]}
+    tiers = [in_cluster(name="a")]
+
+    def made(*budgets):
+        return gateway.render(world(tiers, [policy(classes=classes)], budgets=budgets))
+
+    def rates(held):
+        return {
+            name.split("/")[2]: throttle.of(each["metadata"]["filter_metadata"])
+            for name, each in routes_of(held).items()
+        }
+
+    exempt = [{"policy": "assistant", "class": "kept"}]
+    slow = made(budget(action="Throttle", requestsPerSecond="2.5", exempt=exempt))
+    slower = made(budget(action="Throttle", requestsPerSecond="0.5", exempt=exempt))
+    free = made()
+    wanted = rates(slow.namespaces["legal"].routes)
+    assert wanted["x"]["requests_bucket"] == "legal/ceiling"
+    for good in (free, slower):
+        found = rates(limits.hold(good.namespaces["legal"].routes, slow.limits["legal"]))
+        assert found["x"] == wanted["x"], "the rate of now, whatever the last good one said"
+    assert rates(limits.hold(free.namespaces["legal"].routes, slow.limits["legal"]))["kept"] == {}, "left alone"
+    # What is decided no more is not let go by a configuration that nobody could check.
+    assert rates(limits.hold(slow.namespaces["legal"].routes, free.limits["legal"])) == wanted
+    assert limits.hold(slow.namespaces["legal"].routes, slow.limits["legal"]) == slow.namespaces["legal"].routes

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from tierwise.api.routing_class import ClassMatch
 from tierwise.api.scalars import Sensitivity
-from tierwise.core.ceiling import Denied
+from tierwise.core.ceiling import NONE, Ceiling
 
 Resource: TypeAlias = dict[str, Any]  # protobuf JSON of one Envoy resource, with "@type"
 
@@ -60,8 +60,9 @@ class Limits:
         callers: keys of the scopes of those who may call; None: nobody is asked who calls.
         identities: consumer -> what it is known by.
         namespace: whose.
-        denied: what a budget refuses now; None: nothing. exempt: (policy, class) -> the same for a class that some
-            budget exempts.
+        ceiling: what budgets refuse or throttle now. exempt: (policy, class) -> the same for a class that some budget
+            exempts.
+        gateways: that share a rate.
     """
 
     clearances: Mapping[str, Sensitivity]
@@ -73,8 +74,9 @@ class Limits:
     callers: frozenset[str] | None = None
     identities: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     namespace: str = ""
-    denied: Denied | None = None
-    exempt: Mapping[tuple[str, str], Denied | None] = field(default_factory=dict)
+    ceiling: Ceiling = NONE
+    exempt: Mapping[tuple[str, str], Ceiling] = field(default_factory=dict)
+    gateways: int = 1
 
     def cleared(self, cluster: str, sensitivity: Sensitivity) -> bool:
         """Whether the tier of this cluster (`namespace/tier`) may see requests of this sensitivity."""

@@ -100,7 +100,7 @@ class _Inputs:
     def limits(self) -> Limits:
         """What holds for the namespace now."""
         held = limits.of_namespace(self.tiers, self.policies, self.owners, self.callers, self.identities)
-        return limits.under(held, self.namespace, self.budgets, self.tiers)
+        return limits.under(held, self.namespace, self.budgets, self.tiers, self.gateways)
 
 
 def _enforced(budgets: Mapping[str, NamespaceBudget]) -> list[object]:

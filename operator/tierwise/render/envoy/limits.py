@@ -2,7 +2,8 @@
 
 The last good configuration is served while gateways refuse a newer one. It was right when it was made; a tier whose
 clearance was lowered since, or a policy whose sensitivity was raised, is a limit that never waits for a valid render.
-Nor does a budget that denies: else whoever may write policies could keep it off with one that Envoy refuses.
+Nor does a budget that denies or throttles: else whoever may write policies could keep it off with one that Envoy
+refuses.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,7 +15,8 @@ from tierwise.api.namespace_budget import NamespaceBudget
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.api.scalars import Sensitivity
 from tierwise.core import ceiling
-from tierwise.render.envoy import audit, errors, picker, shadow, unattended
+from tierwise.core.ceiling import Rate
+from tierwise.render.envoy import audit, errors, picker, shadow, throttle, unattended
 from tierwise.render.envoy.bundle import ClassLimit, Limits, Resource
 from tierwise.render.envoy.fields import METADATA
 
@@ -65,15 +67,20 @@ def of_namespace(
 
 
 def under(
-    limits: Limits, namespace: str, budgets: Mapping[str, NamespaceBudget], tiers: Mapping[str, ModelTier]
+    limits: Limits,
+    namespace: str,
+    budgets: Mapping[str, NamespaceBudget],
+    tiers: Mapping[str, ModelTier],
+    gateways: int = 1,
 ) -> Limits:
-    """The limits with what the namespace's budgets refuse: all requests, or those to tiers without a price.
+    """The limits with what the namespace's budgets refuse or throttle, and without tiers that have no price.
 
     Args:
         limits: without them.
         namespace: whose.
         budgets: by name.
         tiers: by name.
+        gateways: that share a rate.
     """
     exempt = {(one.policy, one.class_name) for budget in budgets.values() for one in budget.spec.exempt}
     unpriced = ceiling.withheld(budgets, tiers)
@@ -81,8 +88,9 @@ def under(
         limits,
         clearances={name: level for name, level in limits.clearances.items() if name not in unpriced},
         namespace=namespace,
-        denied=ceiling.of_class(budgets, "", "").denied,
-        exempt={key: ceiling.of_class(budgets, *key).denied for key in sorted(exempt)},
+        ceiling=ceiling.of_class(budgets, "", ""),
+        exempt={key: ceiling.of_class(budgets, *key) for key in sorted(exempt)},
+        gateways=gateways,
     )
 
 
@@ -111,7 +119,7 @@ def _leaf(leaf: Resource, limits: Limits, model: str) -> Resource:
     held = [
         each
         for route, level in zip(routes, needed, strict=True)
-        for each in ([route] if level is None else _denied(_held(route, level, limits), limits))
+        for each in ([route] if level is None else _budgeted(_held(route, level, limits), limits))
     ]
     return {**leaf, "action": {**action, "typed_config": {**action["typed_config"], "routes": held}}}
 
@@ -137,18 +145,32 @@ def _labels(route: Resource) -> Mapping[str, str]:
     return found
 
 
-def _denied(route: Resource, limits: Limits) -> list[Resource]:
+def _budgeted(route: Resource, limits: Limits) -> list[Resource]:
     """The route, or what a budget answers in its place; both, where gateways end a denial by themselves."""
     labels = _labels(route)
     key = (str(labels.get("policy", "")), str(labels.get("class", "")))
-    denied = limits.exempt.get(key, limits.denied)
-    if denied is None or "route" not in route:
+    held = limits.exempt.get(key, limits.ceiling)
+    denied = held.denied
+    if "route" not in route:
         return [route]
+    if denied is None:
+        return [_throttled(route, held.rates, limits)]
     kept = {name: value for name, value in route.items() if name not in {"route", "typed_per_filter_config"}}
     refused = {**kept, **errors.over_budget(limits.namespace, denied)}
     if denied.lapses_seconds is None:
         return [refused]
     return [{**refused, "match": refused["match"] | unattended.still_denied(denied.lapses_seconds)}, route]
+
+
+def _throttled(route: Resource, rates: tuple[Rate, ...], limits: Limits) -> Resource:
+    """The route at the rates of now; where none is decided now an older one stays, which is stricter."""
+    if not rates:
+        return route
+    filters = route.get("metadata", {}).get("filter_metadata", {})
+    before = throttle.of(filters)
+    assumed = int(before.get("assumed_tokens", throttle.ASSUMED_TOKENS))
+    found = throttle.of_route(throttle.metadata(limits.namespace, rates, limits.gateways, assumed))
+    return {**route, "metadata": {**route.get("metadata", {}), "filter_metadata": {**filters, **found}}}
 
 
 def _refusal(route: Resource, level: Sensitivity) -> Resource:

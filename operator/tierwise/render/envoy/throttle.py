@@ -148,6 +148,12 @@ def _bucket(kind: str, taken: str) -> dict[str, Any]:
     )
 
 
+def of(filters: Mapping[str, Any]) -> Mapping[str, str]:
+    """What a route's filter metadata says of its buckets; empty where it says nothing."""
+    found: Mapping[str, str] = filters.get(f"{METADATA}.throttle", {})
+    return found
+
+
 def of_route(found: Mapping[str, Any]) -> dict[str, Any]:
     """A route's filter metadata, beside its labels."""
     return {f"{METADATA}.throttle": dict(found)} if found else {}
