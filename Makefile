@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 DEMO_ARGS ?=
-# Of `make unit`: half of the time is waiting, so one for each core is not too many.
-UNIT_WORKERS ?= 2
+# Of `make unit`: half of the time is waiting for gateways, so three keep two cores busy.
+UNIT_WORKERS ?= 3
 E2E_ARGS ?=
 
 .DEFAULT_GOAL := help
