@@ -59,7 +59,12 @@ def tier() -> dict[str, Any]:
             {"name": "TIERWISE_SIM_STARTUP_SECONDS", "value": str(STARTUP_SECONDS)},
             {"name": "TIERWISE_SIM_TOKENS_PER_CHUNK", "value": "8"},
         ],
-        autoscaling={"signal": "RunningRequests", "target": 32},
+        # Beside the loop no second pause is needed before it goes down: the loop's own is enough.
+        autoscaling={
+            "signal": "RunningRequests",
+            "target": 32,
+            "behavior": {"scaleDown": {"stabilizationWindowSeconds": 15}},
+        },
         capacity={"requestsPerSecond": "2"},
     )
     made["spec"]["inCluster"]["replicas"]["startupSeconds"] = STARTUP_SECONDS
@@ -252,6 +257,7 @@ def test_demand_times_three_is_served_within_the_objective(step: Step) -> None:
         what="one replica serves the load before the step",
         every=1.0,
     )
+    print(f"\ncalm after {step.load.now():.0f} s")
     step.wait(WARM_SECONDS)
     warm = step.load.between(step.load.now() - WARM_SECONDS, step.load.now() - 10)
     assert attainment(warm) >= 0.95, "before the step everything is calm"
