@@ -1,7 +1,7 @@
 from datetime import UTC, datetime, timedelta
 
 from tierwise.core import demand
-from tierwise.core.demand import History, Measured
+from tierwise.core.demand import History, Measured, Sample
 from tierwise.core.signals import ClassSignals, Missing, Reading, Signals
 
 NOW = datetime(2026, 11, 25, 9, tzinfo=UTC)
@@ -47,10 +47,35 @@ def test_the_same_answer_counts_once():
     assert demand.remember(made, Measured(NOW + timedelta(seconds=5), 9.0), keep_seconds=600) == made
 
 
-def test_the_peak_holds_for_the_window_and_then_goes():
-    up = history([8.0] * 5 + [1.0] * 5)
-    assert demand.forecast(up, window_seconds=60, lead_seconds=10).peak == 8.0
-    assert demand.forecast(up, window_seconds=20, lead_seconds=10).peak < 2.0
+def test_the_level_follows_slowly_within_what_the_last_minutes_saw():
+    step = history([8.0] * 120 + [2.0] * 60)
+    # Five minutes of 2.0 are in, and some of 8.0 are still within the last ten: the level is on its way.
+    assert 2.0 < demand.forecast(step, window_seconds=60, lead_seconds=10).level < 8.0
+    assert demand.forecast(history([8.0] * 120 + [2.0] * 121), window_seconds=60, lead_seconds=10).level == 2.0
+    noisy = demand.forecast(history([3.0, 5.0] * 100), window_seconds=60, lead_seconds=10)
+    assert noisy.level == noisy.ahead
+    assert 3.5 < noisy.level < 4.5
+
+
+def test_a_windows_busiest_seconds_are_kept_with_their_share_of_the_requests():
+    made = demand.remember(History(), Measured(NOW, 2.0, peak=6.0, window_seconds=60.0))
+    assert made.samples == (Sample(NOW, 2.0, 6.0, 0.5, 2.0),)
+    unknown = demand.remember(History(), Measured(NOW, 2.0))
+    assert unknown.samples[0].peak == 2.0
+
+
+def test_old_samples_are_thinned_and_the_busier_of_two_stays():
+    made = History()
+    for number in range(720):
+        peak = 30.0 if number == 100 else 4.0
+        made = demand.remember(made, Measured(NOW + timedelta(seconds=5 * number), 4.0, peak=peak))
+    assert len(made.samples) <= demand.MAX_SAMPLES
+    assert made.samples[0].time <= NOW + timedelta(seconds=15)
+    assert max(sample.peak for sample in made.samples) == 30.0
+    late = [sample.time for sample in made.samples if sample.time > made.samples[-1].time - timedelta(seconds=600)]
+    assert len(late) == 120
+    later = demand.remember(made, Measured(NOW + timedelta(hours=2), 4.0))
+    assert [sample.time for sample in later.samples] == [made.samples[-1].time, NOW + timedelta(hours=2)]
 
 
 def test_a_short_history_is_not_settled():
@@ -60,15 +85,16 @@ def test_a_short_history_is_not_settled():
 
 
 def test_a_jump_is_believed_at_once_and_a_wobble_is_not():
-    assert demand.forecast(history([4.0, 4.0, 4.0, 12.0]), window_seconds=60, lead_seconds=10).peak == 12.0
-    assert demand.forecast(history([4.0, 4.0, 4.0, 4.8]), window_seconds=60, lead_seconds=10).peak < 4.5
+    assert demand.forecast(history([4.0, 4.0, 4.0, 12.0]), window_seconds=60, lead_seconds=10).present == 12.0
+    assert demand.forecast(history([4.0, 4.0, 4.0, 4.8]), window_seconds=60, lead_seconds=10).present < 4.5
 
 
 def test_a_steady_climb_is_extrapolated_over_the_start_up_and_capped():
     climb = history([1.0 + 0.5 * n for n in range(12)])
     found = demand.forecast(climb, window_seconds=60, lead_seconds=20)
-    assert found.peak < found.ahead <= 1.5 * found.peak
-    assert demand.forecast(history([4.0, 4.2, 3.9] * 5), window_seconds=60, lead_seconds=20).ahead < 4.3
+    assert found.level < found.ahead <= 1.5 * found.level
+    wobble = demand.forecast(history([4.0, 4.2, 3.9] * 5), window_seconds=60, lead_seconds=20)
+    assert wobble.ahead == wobble.level
 
 
 def test_tokens_of_a_tier_are_its_own_where_known():

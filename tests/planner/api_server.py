@@ -218,7 +218,7 @@ class Server:
 
     # -- controllers ------------------------------------------------------------------------------------------------
     def control(self) -> None:
-        """The autoscaler keeps within its bounds; the Deployment controller makes Pods and reports them."""
+        """The autoscaler has no reason to exceed its least; the Deployment controller makes Pods and reports them."""
         for kind, name in list(self.objects):
             if kind != "Deployment":
                 continue
@@ -226,7 +226,7 @@ class Server:
             scaler = self.objects.get(("HorizontalPodAutoscaler", name))
             count = manifest["spec"]["replicas"]
             if scaler is not None and count > 0:
-                count = min(max(count, scaler["spec"]["minReplicas"]), scaler["spec"]["maxReplicas"])
+                count = scaler["spec"]["minReplicas"]
             pods = self.pods.setdefault(name, [])
             while len(pods) < count:
                 pods.append(self.now + timedelta(seconds=self.startup_seconds))

@@ -189,7 +189,7 @@ def test_exempt_classes_are_left_alone() -> None:
 
 
 def own(ceiling: str, *, enforce: bool = False, low: int = 1, ladder: Any = None) -> Metered:
-    """A tier of one's own at 2.00 an hour that needs about three replicas."""
+    """A tier of one's own at 2.00 an hour that needs about seven replicas, bursts included."""
     server = Server(
         [
             in_cluster("own", price="2.00", rps="4", low=low, high=8, startup=10),
@@ -212,9 +212,9 @@ def own(ceiling: str, *, enforce: bool = False, low: int = 1, ladder: Any = None
 def test_deny_shrinks_replicas_to_the_minimum_that_was_reserved() -> None:
     """Two hours at 2.00 are committed: 8 less 4 is what may be spent on more."""
     lab = own("8")
-    lab.run(1200)
+    lab.run(300)
     assert len(lab.server.pods["own"]) >= 3
-    lab.run(3600)
+    lab.run(4500)
     assert lab.told["action"] == "Deny"
     assert len(lab.server.pods["own"]) == 1
     lab.run(7140 - 4800)

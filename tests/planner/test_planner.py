@@ -383,6 +383,11 @@ def test_a_budget_counts_climbs_once_and_survives_a_restart():
     assert status["rung"]["atPercent"] == 99
     made.memory, made.ledger = LoopMemory(), Ledger()
     made.run(planner.plan, 305)
+    before = made.budgets["ceiling"]["status"]["spent"]
+    for _ in range(64):  # until the next checkpoint
+        made.run(planner.plan, 5)
+        if made.budgets["ceiling"]["status"]["spent"] != before:
+            break
     after = made.budgets["ceiling"]["status"]
     assert float(after["spent"]) > spent
     assert reasons(made).count("CeilingRung") == 2

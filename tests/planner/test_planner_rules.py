@@ -134,7 +134,7 @@ def test_an_invalid_object_is_told_and_others_go_on() -> None:
     bad = policy("broken", [route("all", ["own"])])
     bad["spec"]["classes"][0]["objective"] = {"ttftP95": "soon"}
     server.put(bad)
-    rounds(server, 20)
+    rounds(server, 40)
     ready = server.condition("RoutingPolicy", "broken")
     assert ready is not None
     assert (ready["status"], ready["reason"]) == ("False", "InvalidSpec")

@@ -83,7 +83,7 @@ def test_a_change_shows_in_objects_children_routes_and_figures(changed, tmp_path
     shutil.copytree(changed, tmp_path / "n")
     edit(tmp_path / "n", "modeltier-compact.yaml", "--max-model-len=16384", "--max-model-len=32768")
     edit(tmp_path / "n", "modeltier-compact.yaml", '"1.5484"', '"1.20"')
-    edit(tmp_path / "n", "routingpolicy-assistant.yaml", 'minScore: "0.82"', 'minScore: "0.80"')
+    edit(tmp_path / "n", "routingpolicy-assistant.yaml", "min: 1500", "min: 2000")
     found = run("-f", tmp_path / "n", "--against", changed, "--metrics", METRICS)
     assert found.exit_code == 2, found.output
     for line in (
@@ -92,7 +92,7 @@ def test_a_change_shows_in_objects_children_routes_and_figures(changed, tmp_path
         "+      perReplicaHour: '1.20'",
         "~ Deployment default/compact",
         "+        - --max-model-len=32768",
-        "+ assistant: assistant/routine [Internal] -> compact 100%",
+        "+ assistant: assistant/complex [Internal] if body >= 8000 bytes -> compact ",
         "~ RouteConfiguration default",
     ):
         assert line in found.stdout, line

@@ -124,15 +124,15 @@ def test_a_throttle_spends_what_is_left_evenly_and_is_never_followed_by_a_denial
 
 
 def test_a_downgrade_below_the_floor_says_whose_floor_gives_way_and_what_it_saves(folder):
-    kept, within, _ = played(budget(folder, DOWNGRADE, DENY), now=NOW - timedelta(days=3))
+    kept, within, _ = played(budget(folder, DOWNGRADE, DENY, ceiling="400.00"), now=NOW - timedelta(days=3))
     assert "below the floor" not in within["Downgrade"]["does"]
     assert "at" in within["Deny"]
-    lower, below, rate = played(budget(folder, BELOW, DENY), now=NOW - timedelta(days=3))
+    lower, below, rate = played(budget(folder, BELOW, DENY, ceiling="400.00"), now=NOW - timedelta(days=3))
     assert "below the floor: assistant/complex" in below["Downgrade"]["does"]
     assert "assistant/routine: compact" in below["Downgrade"]["does"]
     assert Decimal(below["Downgrade"]["costPerHour"]) < Decimal(within["Downgrade"]["costPerHour"]) <= rate
-    assert "at" not in below["Deny"], "the least loss that is paid for: the money lasts"
-    assert Decimal(lower["wholePeriod"]["spentAtEnd"]) < Decimal(kept["wholePeriod"]["spentAtEnd"])
+    assert at(below["Deny"]) > at(within["Deny"]), "the money lasts longer"
+    assert max(Decimal(one["wholePeriod"]["spentAtEnd"]) for one in (lower, kept)) <= 400
 
 
 def test_a_downgrade_moves_weights_by_hand_too(folder, tmp_path):
@@ -193,6 +193,13 @@ def test_without_demand_times_are_upper_bounds_and_say_so(folder):
     assert "at the latest" in text
     assert "not reached by what is known" in text
     assert "at its end at least" in text
+
+
+def test_a_downgrade_that_is_not_enough_is_followed_by_a_denial_within_the_ceiling(folder):
+    """What is in flight falls with a rung, and moves the next one: it is looked for again."""
+    one, rungs, _ = played(budget(folder, BELOW, DENY), now=NOW - timedelta(days=3))
+    assert at(rungs["Downgrade"]) < at(rungs["Deny"])
+    assert 345 < Decimal(one["wholePeriod"]["spentAtEnd"]) <= 350
 
 
 def test_as_people_see_it(folder):

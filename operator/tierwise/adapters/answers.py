@@ -92,6 +92,7 @@ class _Gateway:
             self.blind = f"{health['lost']:.0f} gateway(s) stopped answering scrapes within the window"
         self.by_code = _index(answers["requests"], *_CLASS_LABELS, "code")
         self.arrivals = _index(answers["arrivals"], *_CLASS_LABELS)
+        self.peaks = _index(answers.get("peaks", []), *_CLASS_LABELS)
         self.rates = {
             name: _index(answers[name], *_CLASS_LABELS)
             for name in ("usage_requests", "prompt_tokens", "completion_tokens")
@@ -145,6 +146,7 @@ class _Gateway:
         """One class on one tier."""
         return ClassSignals(
             request_rate=self.rate(self.class_arrivals, key),
+            peak_rate=_signal(self.peaks, key, self.age, "requests/s in the busiest ten seconds"),
             prompt_tokens=self.mean("prompt_tokens", key),
             completion_tokens=self.mean("completion_tokens", key),
             ttfb_p95_seconds=self.milliseconds(self.ttfb, key, "time to first byte"),

@@ -140,11 +140,16 @@ def gateway_queries(selector: str, window_seconds: int) -> dict[str, str]:
     def rate(metric: str, by: str) -> str:
         return f"sum by ({by}) (rate({GATEWAY_PREFIX}_{metric}{{{selector}}}[{window}]))"
 
+    def peak(metric: str, by: str) -> str:
+        return f"sum by ({by}) (rate({GATEWAY_PREFIX}_{metric}{{{selector}}}[10s]))"
+
     def p95(metric: str, by: str) -> str:
         return f"histogram_quantile(0.95, {rate(f'{metric}_bucket', f'{by}, le')})"
 
     return {
         "arrivals": rate("arrivals", _BY_CLASS),
+        # Where gateways are scraped more seldom than every five seconds it has no answer: then nothing is known of it.
+        "peaks": f"max_over_time({peak('arrivals', _BY_CLASS)}[{window}:5s])",
         "refused": rate("refused", _BY_GATEWAY_TIER),
         "requests": rate("requests", f"{_BY_CLASS}, code"),
         "usage_requests": rate("usage_requests", _BY_CLASS),

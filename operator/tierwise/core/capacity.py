@@ -35,7 +35,7 @@ MAX_UTILISATION = 0.9
 MIN_UTILISATION = 0.05
 """A tier that meets an objective only below this utilisation is one that can not meet it."""
 
-TAIL_FACTOR = 1.15
+TAIL_FACTOR = 1.03
 """95th percentile over requests of their mean inter-token time, over the mean of all (batches are homogeneous)."""
 
 _FORGET = 0.93
@@ -45,7 +45,12 @@ _MIN_MARGIN = 0.5
 _TRUST = 2.0
 """A line that was seen up to some load is believed up to this multiple of it: small loads say little of large ones."""
 
+_MOST_RHO, _MOST_UNEVEN = 0.95, 2.0
+"""Utilisation in a burst, and even load over mean load, that are believed at most."""
+
 _CARRIED_FADE = 0.98
+
+_LEAST_ODDS, _RUNNING_GAIN = 0.05, 0.1
 
 _FADE = 0.95
 """What is left, after a window without a request, of an estimate that rules a tier out."""
@@ -64,6 +69,7 @@ class Observation:
         inter_token_p95_seconds: 95th percentile over requests of a request's mean inter-token time, None when unknown.
         ttft_p95_seconds: 95th percentile, None when unknown.
         waiting: requests queued per ready replica. running: requests decoded per ready replica.
+        parts: (multiple of `work_rate`, share of the tokens): how uneven the window was; empty: not known.
     """
 
     work_rate: float
@@ -72,6 +78,7 @@ class Observation:
     ttft_p95_seconds: float | None
     waiting: float
     running: float
+    parts: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +92,7 @@ class Capacity:
         queue_limit: work units/s that a standing queue showed to be the most; None when none was seen.
         margin: factor on the utilisation that feedback took away, in [0.5, 1].
         carried: work units/s that were carried without a queue lately.
+        running_scale: requests that a replica runs at half of its saturation; None when unknown.
         queued: observations in a row that showed a queue.
         observations: how many went in, of replicas at work; 0 means that all is declared or assumed.
         normal: sufficient statistics of the fit (s11, s12, s22, t1, t2).
@@ -97,6 +105,7 @@ class Capacity:
     margin: float = 1.0
     queued: int = 0
     carried: float = 0.0
+    running_scale: float | None = None
     observations: int = 0
     normal: tuple[float, float, float, float, float] | None = None
 
@@ -127,7 +136,9 @@ def declared(requests_per_second: float, units_per_request: float) -> Capacity:
     return Capacity(saturation=requests_per_second * units_per_request / DEFAULT_UTILISATION)
 
 
-def observe(signals: TierSignals, ready: int, *, max_age_seconds: float) -> Observation | None:
+def observe(
+    signals: TierSignals, ready: int, *, max_age_seconds: float, parts: tuple[tuple[float, float], ...] = ()
+) -> Observation | None:
     """An observation from a tier's signals; None where the load is not known or nobody carries it."""
 
     def get(name: str) -> float | None:
@@ -151,6 +162,7 @@ def observe(signals: TierSignals, ready: int, *, max_age_seconds: float) -> Obse
         ttft_p95_seconds=get("ttft_p95_seconds"),
         waiting=(get("waiting") or 0.0) / count,
         running=running / count,
+        parts=parts,
     )
 
 
@@ -208,6 +220,7 @@ def learn(capacity: Capacity, seen: Observation, objectives: Iterable[Objective]
     updated = _fit(capacity, seen, objectives)
     rho = min(seen.work_rate / updated.saturation, 0.95)
     updated = _learn_ttft(updated, seen, rho)
+    updated = _learn_running(updated, seen, rho)
     updated = _learn_queue(updated, seen)
     updated = _learn_margin(updated, seen, rho, objectives, news)
     return replace(updated, observations=min(capacity.observations + 1, 1_000_000))
@@ -250,8 +263,9 @@ def _fit(capacity: Capacity, seen: Observation, objectives: tuple[Objective, ...
     anchor = _add(anchor, _pseudo(rho * capacity.saturation, idle / (1 - rho), _ANCHOR_WEIGHT))
     # A batch of many sequences says more than one of few.
     weight = min(1.0, seen.running / 4)
+    load = _even_load(capacity, seen)
     sums = anchor if capacity.normal is None else _mix(capacity.normal, anchor)
-    sums = _add(sums, _pseudo(seen.work_rate, itl, weight))
+    sums = _add(sums, _pseudo(load, itl, weight))
     solved = _solve(sums)
     if solved is None:
         return replace(capacity, idle_inter_token_seconds=idle, normal=sums)
@@ -264,6 +278,16 @@ def _fit(capacity: Capacity, seen: Observation, objectives: tuple[Objective, ...
         ),
         normal=sums,
     )
+
+
+def _even_load(capacity: Capacity, seen: Observation) -> float:
+    """The even load at which tokens would have taken as long as they did in a window of bursts and calm."""
+    mean = seen.work_rate / capacity.saturation
+    total = sum(share for _, share in seen.parts)
+    if total <= 0 or mean <= 0:
+        return seen.work_rate
+    slow = sum(share / (1 - min(mean * multiple, _MOST_RHO)) for multiple, share in seen.parts) / total
+    return seen.work_rate * min(max((1 - 1 / slow) / mean, 1.0), _MOST_UNEVEN)
 
 
 def _pseudo(load: float, itl: float, weight: float) -> tuple[float, float, float, float, float]:
@@ -320,6 +344,22 @@ def _learn_ttft(capacity: Capacity, seen: Observation, rho: float) -> Capacity:
         return replace(capacity, idle_ttft_seconds=idle)
     gain = 0.2 if idle < before else 0.1
     return replace(capacity, idle_ttft_seconds=_bounded(before, before + gain * (idle - before)))
+
+
+def _learn_running(capacity: Capacity, seen: Observation, rho: float) -> Capacity:
+    """Running requests grow as `rho / (1 - rho)`: by Little's law, arrivals times tokens times inter-token time."""
+    odds = rho / (1 - rho)
+    if odds < _LEAST_ODDS:
+        return capacity
+    scale, before = seen.running / odds, capacity.running_scale
+    return replace(capacity, running_scale=scale if before is None else before + _RUNNING_GAIN * (scale - before))
+
+
+def running_at(capacity: Capacity, utilisation: float) -> int | None:
+    """Running requests of one replica at a utilisation below 1, at least 1; None when none were measured."""
+    if capacity.running_scale is None or utilisation <= 0:
+        return None
+    return max(1, round(capacity.running_scale * utilisation / (1 - utilisation)))
 
 
 def _learn_queue(capacity: Capacity, seen: Observation) -> Capacity:

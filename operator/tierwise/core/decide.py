@@ -17,11 +17,13 @@ from tierwise.core.moves import Answers
 from tierwise.core.problem import Option, Problem, Solution
 from tierwise.core.situation import Situation
 
+_SAME_FACTOR = 0.03
+"""Burst factors that differ by less lead to the same plan."""
+
 
 def decide(situation: Situation) -> Decision:
     """One namespace's decision."""
-    stated, without = _within(situation, state.state(situation))
-    free = afford.solve(stated) if stated.classes else None
+    stated, without, free = _stated(situation)
     if free is None:
         return _keep(situation)
     now = state.ready_problem(situation, stated, free)
@@ -43,11 +45,14 @@ def decide(situation: Situation) -> Decision:
         if not tier.external
     }
     chosen = Option("chosen", free.cost_per_hour, free.replicas)
+    # Replicas that are kept for a while yet are paid for as well.
+    paid = {name: max(count, tiers[name].planned) for name, count in free.replicas.items()}
+    expected = problem.cost_of(stated, paid, free.shares)
     made = Decision(
         classes,
         tiers,
         (*_options(stated), stay, chosen),
-        free.cost_per_hour,
+        expected,
         stay.cost_per_hour,
         free,
         _downgrade(situation, answers),
@@ -56,6 +61,24 @@ def decide(situation: Situation) -> Decision:
     if not made.moved:
         return made
     return replace(made, options=(*_options(stated), *counterfactual.without(stated, free.binding), stay, chosen))
+
+
+def _stated(situation: Situation) -> tuple[Problem, float | None, Solution | None]:
+    """The problem, its cost without a ceiling where there is one, and its solution.
+
+    What bursts ask of a tier depends on the mix: it is looked at with the weights in force and, where the solution is
+    another one by which bursts weigh otherwise, with that.
+    """
+    factors = state.burst_factors(situation, state.in_force(situation))
+    stated, without = _within(situation, state.state(situation, factors=factors))
+    free = afford.solve(stated) if stated.classes else None
+    if free is None:
+        return stated, without, None
+    then = state.burst_factors(situation, free.shares)
+    if all(abs(then[name] / value - 1) <= _SAME_FACTOR for name, value in factors.items()):
+        return stated, without, free
+    stated, without = _within(situation, state.state(situation, factors=then))
+    return stated, without, afford.solve(stated)
 
 
 def _within(situation: Situation, stated: Problem) -> tuple[Problem, float | None]:
@@ -88,7 +111,7 @@ def _downgrade(situation: Situation, answers: Answers) -> tuple[Solution, ...]:
 
 def _carried(now: Problem, free: Solution) -> bool:
     """Whether the replicas that are ready carry the best mix: then there is nothing to do meanwhile."""
-    needed = problem.needed_replicas(now, free.shares, headroom=min(1.0, now.headroom + scaling.BAND))
+    needed = problem.needed_replicas(now, free.shares, headroom=now.headroom + scaling.BAND)
     return all(count <= now.tiers[name].max_replicas for name, count in needed.items())
 
 
@@ -116,6 +139,9 @@ def remember(memory: LoopMemory, namespace: str, decision: Decision, now: dateti
             names = sorted(set(before) | set(after))
             direction = {name: after.get(name, 0) - before.get(name, 0) for name in names}
             classes[key] = replace(classes.get(key, ClassMemory()), last_move=LastMove(now, direction))
+        if key in classes:
+            away = classes[key].overflowing or (outcome.moved and outcome.reason == moves.OVERFLOW)
+            classes[key] = replace(classes[key], overflowing=away and outcome.weights != outcome.wanted)
     for name, tier in decision.tiers.items():
         key_of_tier = (namespace, name)
         entry = tiers.get(key_of_tier, TierMemory())
@@ -124,6 +150,7 @@ def remember(memory: LoopMemory, namespace: str, decision: Decision, now: dateti
         if tier.moved:
             change = tier.planned - tier.view.planned
             entry = replace(entry, last_scale=LastMove(now, {name: change}))
+        entry = replace(entry, needs=tier.needs, running_target=tier.bounds.running_target)
         if entry != TierMemory():
             tiers[key_of_tier] = entry
     return replace(memory, classes=classes, tiers=tiers)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 from tierwise.core.plan import ReplicaBounds
 from tierwise.core.problem import Option, Solution
@@ -38,6 +39,7 @@ class TierOutcome:
         scale: replicas to set directly (0 or 1), else None.
         moved: `planned` differs from what it was. managed: some class in mode Auto uses it.
         message: in words.
+        needs: (time, replicas) that were needed lately, oldest first, each more than all later ones.
     """
 
     view: TierView
@@ -47,6 +49,7 @@ class TierOutcome:
     moved: bool
     managed: bool
     message: str = ""
+    needs: tuple[tuple[datetime, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,8 @@ class Decision:
     Attributes:
         classes, tiers: by key and name.
         options: mixes that were considered, the chosen one last.
-        cost_per_hour: of the chosen mix, estimated. stay_cost_per_hour: of the present weights.
+        cost_per_hour: of the chosen mix, with replicas that are kept for a while yet, estimated.
+        stay_cost_per_hour: of the present weights.
         solution: of the free problem; None when nothing could be decided.
         without_per_hour: what the best mix would cost if no ceiling asked for a cheaper one, estimated.
         downgrade: cheapest mixes of the classes that budgets downgrade: in the end, and with the replicas that are

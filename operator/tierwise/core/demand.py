@@ -5,16 +5,29 @@ series for
 the class. Everything else that yields no number is `Missing`, with the reason, and moves nothing.
 """
 
-import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from tierwise.core import capacity
 from tierwise.core.signals import ClassKey, ClassSignals, Missing, Signals, value_of
 
-MAX_SAMPLES = 240
+MAX_SAMPLES = 360
 """Samples kept per class."""
+
+KEEP_SECONDS = 3600.0
+"""How long a sample is kept: bursts of the last hour are what capacity is planned for."""
+
+DENSE_SECONDS, SPARSE_SECONDS = 600.0, 15.0
+"""Samples older than the first are thinned to one in the second."""
+
+BURST_SECONDS = 10.0
+"""The busiest part of a window that gateways report apart."""
+
+LEVEL_SECONDS, HELD_SECONDS = 1200.0, 600.0
+"""Time constant of a class's level, which never leaves what the window of stabilisation saw: 10 minutes by default."""
 
 _TOKEN_GAIN = 0.3
 """Share of a new window's mean token counts in the smoothed ones."""
@@ -26,7 +39,7 @@ _GROWTH_NOISE = 0.1
 """Growth by less than this share within a start-up is noise."""
 
 _GROWTH_CAP = 1.5
-"""A forecast exceeds the recent peak at most by this factor."""
+"""A forecast exceeds the level at most by this factor."""
 
 DEFAULT_PROMPT_TOKENS = 512.0
 DEFAULT_COMPLETION_TOKENS = 256.0
@@ -42,12 +55,32 @@ class Measured:
         rate: requests/s over all tiers.
         tokens: tier name -> (prompt, completion) mean tokens per request, where usage was reported.
         rates: tier name -> requests/s.
+        peak: requests/s in the window's busiest ten seconds, over all tiers; None when not known.
+        window_seconds: length of the window.
     """
 
     time: datetime
     rate: float
     tokens: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
+    peak: float | None = None
+    window_seconds: float = 60.0
+
+
+class Sample(NamedTuple):
+    """One window of one class.
+
+    Attributes:
+        time: aware UTC. rate: requests/s.
+        peak: requests/s in the busiest ten seconds, at least `rate`. share: of the window's requests, in these.
+        level: requests/s that were usual then: the mean of some time before, held within the last minutes.
+    """
+
+    time: datetime
+    rate: float
+    peak: float
+    share: float
+    level: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +88,11 @@ class History:
     """What the loop remembers of a class.
 
     Attributes:
-        samples: (time, requests/s), oldest first, one per answer of Prometheus.
+        samples: oldest first, one per answer of Prometheus, older ones thinned.
         tokens: tier name -> smoothed (prompt, completion) tokens per request; "" is the class's mean over tiers.
     """
 
-    samples: tuple[tuple[datetime, float], ...] = ()
+    samples: tuple[Sample, ...] = ()
     tokens: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
@@ -69,8 +102,9 @@ class Forecast:
 
     Attributes:
         now: the newest window's.
-        peak: the largest of the window of stabilisation: what may safely be planned away.
-        ahead: `peak` or, with a significant trend, what the trend reaches when a replica started now is ready.
+        present: the last two windows' mean, or the newest after a jump: what ready replicas have to carry.
+        level: what is usual now. Tokens are paid for it; capacity is planned for `core.bursts`' multiple of it.
+        ahead: `level` or, with a significant trend, what it reaches when a replica started now is ready.
         settled: the history covers the whole window of stabilisation (after a restart it does not; nothing scales
             down).
         tokens: tier name -> (prompt, completion) tokens per request; "" is the mean.
@@ -78,7 +112,8 @@ class Forecast:
     """
 
     now: float
-    peak: float
+    present: float
+    level: float
     ahead: float
     settled: bool
     tokens: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -112,16 +147,27 @@ def measure(key: ClassKey, signals: Signals, *, max_age_seconds: float) -> Measu
         return Missing("no series of this class and no gateway that was scraped")
     rates: dict[str, float] = {}
     tokens: dict[str, tuple[float, float]] = {}
+    peaks: list[float | None] = []
     for tier, seen in sorted(by_tier.items()):
         rate = value_of(seen.request_rate, max_age_seconds=max_age_seconds)
         if rate is None:
             return Missing(f"requests/s on tier {tier}: {_why(seen, max_age_seconds)}")
         rates[tier] = max(0.0, rate)
+        peak = value_of(seen.peak_rate, max_age_seconds=max_age_seconds)
+        peaks.append(0.0 if peak is None and rate <= 0 else peak)
         prompt = value_of(seen.prompt_tokens, max_age_seconds=max_age_seconds)
         completion = value_of(seen.completion_tokens, max_age_seconds=max_age_seconds)
         if rate > 0 and prompt is not None and completion is not None:
             tokens[tier] = (prompt, completion)
-    return Measured(time=signals.time, rate=sum(rates.values()), tokens=tokens, rates=rates)
+    known = [peak for peak in peaks if peak is not None]
+    return Measured(
+        time=signals.time,
+        rate=sum(rates.values()),
+        tokens=tokens,
+        rates=rates,
+        peak=sum(known) if len(known) == len(peaks) else None,
+        window_seconds=signals.window_seconds,
+    )
 
 
 def _why(seen: ClassSignals, max_age_seconds: float) -> str:
@@ -131,15 +177,21 @@ def _why(seen: ClassSignals, max_age_seconds: float) -> str:
     return f"last sample is {rate.age_seconds:.0f} s old (more than {max_age_seconds:.0f} s)"
 
 
-def remember(history: History, seen: Measured, *, keep_seconds: float) -> History:
-    """The history with one more window; the same answer of Prometheus counts once."""
-    if history.samples and history.samples[-1][0] >= seen.time:
+def remember(
+    history: History, seen: Measured, *, held_seconds: float = HELD_SECONDS, keep_seconds: float = KEEP_SECONDS
+) -> History:
+    """The history with one more window; the same answer of Prometheus counts once.
+
+    Args:
+        history: so far.
+        seen: the window.
+        held_seconds: the level stays within what so long saw.
+        keep_seconds: what is older goes.
+    """
+    before = history.samples
+    if before and before[-1].time >= seen.time:
         return history
-    oldest = seen.time - timedelta(seconds=keep_seconds)
-    # One sample before the window stays, so that "covers the window" can be told.
-    recent = [sample for sample in history.samples if sample[0] > oldest]
-    before = [sample for sample in history.samples if sample[0] <= oldest][-1:]
-    samples = (*before, *recent, (seen.time, seen.rate))[-MAX_SAMPLES:]
+    samples = _thinned((*before, _sample(before, seen, held_seconds)), seen.time, keep_seconds)
     tokens = dict(history.tokens)
     for tier, measured in seen.tokens.items():
         tokens[tier] = _smooth(tokens.get(tier), measured)
@@ -149,6 +201,34 @@ def remember(history: History, seen: Measured, *, keep_seconds: float) -> Histor
         completion = sum(seen.rates[tier] * pair[1] for tier, pair in seen.tokens.items()) / weight
         tokens[""] = _smooth(tokens.get(""), (prompt, completion))
     return replace(history, samples=samples, tokens=dict(sorted(tokens.items())))
+
+
+def _sample(before: Sequence[Sample], seen: Measured, held_seconds: float) -> Sample:
+    rate = seen.rate
+    peak = max(rate, seen.peak if seen.peak is not None else rate)
+    window = max(seen.window_seconds, BURST_SECONDS)
+    share = min(1.0, peak * BURST_SECONDS / (rate * window)) if rate > 0 else 0.0
+    if not before:
+        return Sample(seen.time, rate, peak, share, rate)
+    gain = 1 - math.exp(-(seen.time - before[-1].time).total_seconds() / LEVEL_SECONDS)
+    level = before[-1].level + gain * (rate - before[-1].level)
+    start = seen.time - timedelta(seconds=held_seconds)
+    late = [sample.rate for sample in before if sample.time > start] + [rate]
+    return Sample(seen.time, rate, peak, share, min(max(level, min(late)), max(late)))
+
+
+def _thinned(samples: tuple[Sample, ...], now: datetime, keep_seconds: float) -> tuple[Sample, ...]:
+    """The last `keep_seconds`, and one sample before, so that it can be told whether all of a window is known."""
+    oldest, dense = now - timedelta(seconds=keep_seconds), now - timedelta(seconds=DENSE_SECONDS)
+    first = next((number for number, sample in enumerate(samples) if sample.time > oldest), len(samples))
+    found = samples[max(0, first - 1) :]
+    # Only the sample that has just become old can be one too many: the others were looked at when they did.
+    edge = next((number for number, sample in enumerate(found) if sample.time > dense), len(found)) - 1
+    if edge >= 2 and (found[edge].time - found[edge - 2].time).total_seconds() <= SPARSE_SECONDS:
+        # The busier of two stays: a burst is what an old sample is kept for.
+        gone = edge - 1 if found[edge].peak >= found[edge - 1].peak else edge
+        found = (*found[:gone], *found[gone + 1 :])
+    return found[-MAX_SAMPLES:]
 
 
 def _smooth(before: tuple[float, float] | None, new: tuple[float, float]) -> tuple[float, float]:
@@ -168,39 +248,30 @@ def forecast(history: History, *, window_seconds: float, lead_seconds: float) ->
     """
     if not history.samples:
         return None
-    newest, now = history.samples[-1]
-    start = newest - timedelta(seconds=window_seconds)
-    window = [rate for time, rate in history.samples if time >= start]
-    level = _level(history.samples)
-    peak = max(*_smoothed(window), level)
-    ahead = peak
-    slope = _slope([sample for sample in history.samples if sample[0] >= newest - timedelta(seconds=4 * lead_seconds)])
+    newest = history.samples[-1]
+    start = newest.time - timedelta(seconds=window_seconds)
+    earliest = newest.time - timedelta(seconds=4 * lead_seconds)
+    level = ahead = newest.level
+    slope = _slope([(sample.time, sample.rate) for sample in history.samples if sample.time >= earliest])
     if slope * lead_seconds > _GROWTH_NOISE * level:
-        ahead = min(max(peak, level + slope * lead_seconds), _GROWTH_CAP * max(peak, level))
+        ahead = min(level + slope * lead_seconds, _GROWTH_CAP * level)
     return Forecast(
-        now=now,
-        peak=peak,
+        now=newest.rate,
+        present=_present([sample.rate for sample in history.samples[-3:]]),
+        level=level,
         ahead=ahead,
-        settled=history.samples[0][0] <= start,
+        settled=history.samples[0].time <= start,
         tokens=history.tokens,
         tokens_known="" in history.tokens,
     )
 
 
-def _level(samples: Sequence[tuple[datetime, float]]) -> float:
-    """The level now: a mean of the last two windows, as one window's noise is no decision; after a jump the newest."""
-    newest = samples[-1][1]
-    before = [rate for _, rate in samples[-3:-1]]
+def _present(rates: Sequence[float]) -> float:
+    """The mean of the last two windows, as one window's noise is no decision; after a jump the newest."""
+    newest, before = rates[-1], rates[:-1]
     if before and newest > _JUMP * max(before):
         return newest
-    return sum(rate for _, rate in samples[-2:]) / len(samples[-2:])
-
-
-def _smoothed(values: Sequence[float]) -> list[float]:
-    """Means of neighbours: a single window's spike does not become the peak of minutes."""
-    if len(values) < 2:
-        return list(values)
-    return [(left + right) / 2 for left, right in itertools.pairwise(values)]
+    return sum(rates[-2:]) / len(rates[-2:])
 
 
 def _slope(samples: Sequence[tuple[datetime, float]]) -> float:

@@ -30,7 +30,6 @@ FORGET_REFUSAL = timedelta(minutes=10)
 """A provider that has refused nothing for so long may have got more: it is tried again."""
 
 _LATENCY_GAIN = 0.3
-_KEEP_SECONDS = 1800.0
 
 
 def objective_of(spec: RoutingClass) -> Objective:
@@ -86,7 +85,10 @@ def learn(world: World, max_age_seconds: float) -> LoopMemory:
             if isinstance(seen, Missing):
                 continue
             entry = classes.get(class_key, ClassMemory())
-            history = demand.remember(entry.history, seen, keep_seconds=_KEEP_SECONDS)
+            startups = (world.tiers.get(Key(key.namespace, ref.name)) for ref in spec.tiers)
+            startup = max((startup_seconds(one) for one in startups if one is not None), default=0.0)
+            held = window_seconds(policy, startup)
+            history = demand.remember(entry.history, seen, held_seconds=held)
             classes[class_key] = replace(entry, history=history)
     for key, tier in sorted(world.tiers.items()):
         if tier.spec.in_cluster is not None:
@@ -101,6 +103,23 @@ def learn(world: World, max_age_seconds: float) -> LoopMemory:
     for class_key in sorted(classes):
         classes[class_key] = _learn_latency(world, class_key, classes[class_key], signals, tiers, max_age_seconds)
     return replace(memory, signals_time=signals.time, classes=classes, tiers=tiers)
+
+
+def startup_seconds(tier: ModelTier) -> float:
+    """From the creation of a replica until it serves; 0 for an external tier."""
+    inside = tier.spec.in_cluster
+    return float(inside.replicas.startup_seconds) if inside is not None else 0.0
+
+
+def window_seconds(policy: RoutingPolicy, startup: float) -> float:
+    """How long demand must have been low before it counts as low: the window of stabilisation.
+
+    Args:
+        policy: of the class.
+        startup: the longest of its tiers, seconds.
+    """
+    rebalance = policy.spec.rebalance
+    return max(2 * rebalance.cooldown.seconds, 3 * startup, 8 * rebalance.interval.seconds)
 
 
 def _class_exists(world: World, key: ClassKey) -> bool:
@@ -150,7 +169,8 @@ def _learn_tier(
     ready = workload.ready_replicas if workload is not None else 0
     if seen_tier is None or not ready:
         return
-    seen = capacity.observe(seen_tier, ready, max_age_seconds=max_age_seconds)
+    parts = _parts(key, signals, classes, max_age_seconds)
+    seen = capacity.observe(seen_tier, ready, max_age_seconds=max_age_seconds, parts=parts)
     if seen is None:
         return
     idle = seen.work_rate <= 0
@@ -163,6 +183,40 @@ def _learn_tier(
     ]
     known = entry.capacity or prior(tier, units(world, key, classes))
     tiers[name] = replace(entry, capacity=capacity.learn(known, seen, objectives, news=news))
+
+
+def _parts(
+    key: Key, signals: Signals, classes: Mapping[ClassKey, ClassMemory], max_age_seconds: float
+) -> tuple[tuple[float, float], ...]:
+    """How uneven a tier's load was: (multiple of its mean, share of its tokens) of each class's bursts and calm.
+
+    While one class has its busiest seconds, the others are taken at their mean. Empty where nothing is known of it.
+    """
+    window = signals.window_seconds
+    found: list[tuple[float, float, float, float]] = []
+    for class_key, by_tier in sorted(signals.classes.items()):
+        seen, entry = by_tier.get(key.name), classes.get(class_key)
+        if class_key[0] != key.namespace or seen is None or entry is None:
+            continue
+        rate = value_of(seen.request_rate, max_age_seconds=max_age_seconds)
+        if not rate:
+            continue
+        peak = value_of(seen.peak_rate, max_age_seconds=max_age_seconds)
+        tokens = entry.history.tokens.get(key.name) or entry.history.tokens.get("")
+        if peak is None or tokens is None or window <= demand.BURST_SECONDS:
+            return ()
+        peak = max(rate, min(peak, rate * window / demand.BURST_SECONDS))
+        found.append((rate, peak, capacity.work_units(*tokens), tokens[1]))
+    work = sum(rate * units for rate, _, units, _ in found)
+    if work <= 0:
+        return ()
+    parts: list[tuple[float, float]] = []
+    for rate, peak, each, completion in found:
+        busy = peak * demand.BURST_SECONDS / (rate * window)
+        calm = rate * (1 - busy) * window / (window - demand.BURST_SECONDS)
+        parts.append((1 + (peak - rate) * each / work, rate * completion * busy))
+        parts.append((1 + (calm - rate) * each / work, rate * completion * (1 - busy)))
+    return tuple(parts)
 
 
 def refusals(entry: TierMemory, signals: Signals, name: TierKey, max_age_seconds: float) -> TierMemory:

@@ -29,11 +29,15 @@ class IdleLatency:
 
 @dataclass(frozen=True, slots=True)
 class ClassMemory:
-    """Demand, last move and latencies (by tier) of one class."""
+    """Demand, last move and latencies (by tier) of one class.
+
+    `overflowing`: its weights are elsewhere than wanted because replicas were missing.
+    """
 
     history: History = field(default_factory=History)
     last_move: LastMove | None = None
     latency: Mapping[str, IdleLatency] = field(default_factory=dict)
+    overflowing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +48,16 @@ class TierMemory:
         capacity, last_scale: of an in-cluster tier.
         takes: requests/s that an external tier answered while it refused more; None: it refused none lately.
         refused: when it last did.
+        running_target: running requests of a full replica, as the autoscaler was told; None for its preset.
+        needs: (time, replicas) that were needed lately, oldest first, each more than all later ones.
     """
 
     capacity: Capacity | None = None
     last_scale: LastMove | None = None
     takes: float | None = None
     refused: datetime | None = None
+    running_target: int | None = None
+    needs: tuple[tuple[datetime, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,12 @@ from tierwise.core.situation import ClassView, Situation, TierView
 SEVERE = 1.1
 """Load over the safe capacity of ready replicas from which on a class does not move by steps any more."""
 
+OVERFLOW = "Overflow"
+"""Reason of a move away from replicas that can not carry the load now."""
+
+OVERFLOW_FROM = 0.95
+"""Mean load over the safe capacity of ready replicas from which on others take a part: bursts are above the mean."""
+
 _YIELD_PERCENT = 5
 """Smaller moves of a class whose floor yields to a ceiling are noise: what may be spent moves with every count."""
 
@@ -93,6 +99,9 @@ def move(situation: Situation, view: ClassView, answers: Answers) -> ClassOutcom
     if not any(delta.values()):
         return held
     cause = _cause(situation, view, load, answers.now) or _ceiling(situation, view, answers)
+    if cause is None and view.memory.overflowing:
+        # Back to where it came from: as no request gains by a detour, neither steps nor a cool-down hold it up.
+        cause = _Cause("OverflowEnded", "ready replicas carry the load again", severe=True)
     pause = _pause(situation, view, answers, delta, cause)
     if pause is not None:
         return replace(held, reason=pause[0], message=pause[1])
@@ -155,14 +164,14 @@ def _cause(situation: Situation, view: ClassView, load: ClassLoad, now: Problem)
     if lost:
         return _Cause("TierUnusable", f"{', '.join(lost)} can not take requests", severe=True)
     ratio, name = _overload(load, now)
-    if ratio > 1:
+    if ratio > OVERFLOW_FROM:
         breach = _breach(situation.tiers[name], view, situation.settings.max_age_seconds)
         if not now.tiers[name].max_replicas:
-            return _Cause("Overflow", f"{name} has no ready replica", severe=True)
+            return _Cause(OVERFLOW, f"{name} has no ready replica", severe=True)
         if breach:
-            return _Cause("Overflow", f"{breach}: the step limit does not hold", severe=True)
+            return _Cause(OVERFLOW, f"{breach}: the step limit does not hold", severe=True)
         text = f"{name} has {100 * ratio:.0f}% of the load that its ready replicas carry within the objective"
-        return _Cause("Overflow", text, severe=ratio > SEVERE)
+        return _Cause(OVERFLOW, text, severe=ratio > SEVERE)
     broken = problem.broken_for(load, load.current)
     if broken:
         return _Cause("ConstraintRestored", broken[0], severe=False)
@@ -181,7 +190,7 @@ def _ceiling(situation: Situation, view: ClassView, answers: Answers) -> _Cause 
 def _overload(load: ClassLoad, now: Problem) -> tuple[float, str]:
     """The largest ratio of load to safe capacity of ready replicas among the tiers that the class uses, and which tier.
 
-    All of the safe utilisation counts here: the head-room is there to be used while replicas start.
+    Nearly all of the safe utilisation counts here: what is planned for bursts is there to be used while replicas start.
     """
     worst = (0.0, "")
     for pair in load.pairs:

@@ -12,10 +12,14 @@ Manifest: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, order=True)
 class ReplicaBounds:
-    """Least and most replicas of a tier, as the loop wants them; `max` 0 means: scaled to zero on purpose."""
+    """Least and most replicas of a tier, as the loop wants them; `max` 0 means: scaled to zero on purpose.
+
+    `running_target` is what the loop measured a full replica to run: requests at which an autoscaler may add one.
+    """
 
     min: int
     max: int
+    running_target: int | None = None
 
 
 @dataclass(frozen=True, slots=True, order=True)

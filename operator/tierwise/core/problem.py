@@ -49,7 +49,8 @@ class Pair:
     Attributes:
         tier: name.
         cost_per_request: price of its tokens (0 in-cluster).
-        utilisation: replicas fully used by 1 request/s (0 external).
+        utilisation: replicas fully used by 1 request/s of the level (0 external), bursts included.
+        burst: multiple of the level that `utilisation` includes.
         limit: largest utilisation of the tier at which the class's objective holds; 0: it holds at none.
         tokens: per request, prompt and completion.
         score: quality, None when unknown.
@@ -60,6 +61,7 @@ class Pair:
     tier: str
     cost_per_request: float = 0.0
     utilisation: float = 0.0
+    burst: float = 1.0
     limit: float = 1.0
     tokens: float = 0.0
     score: float | None = None

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 
-from tierwise.api.in_cluster import AutoscalingProvider
+from tierwise.api.in_cluster import AutoscalingProvider, InCluster, ScalingSignal
 from tierwise.api.model_tier import ModelTier
 from tierwise.api.routing_class import RoutingClass
 from tierwise.api.routing_policy import RebalanceMode, RoutingPolicy
-from tierwise.core import ceiling, demand, learning, quality, routing, sensitivity
+from tierwise.core import ceiling, demand, engines, learning, quality, routing, sensitivity
 from tierwise.core.capacity import Capacity, Objective
 from tierwise.core.damping import Rules
 from tierwise.core.hold import NOTHING, Hold
@@ -35,7 +35,7 @@ class Settings:
 
     max_age_seconds: float = 45.0
     max_gap_seconds: float = 90.0
-    headroom: float = 0.9
+    headroom: float = 1.0
     grace_seconds: float = 15.0
     prometheus_url: str = ""
 
@@ -52,6 +52,7 @@ class TierView:
         existing, ready: Pods. usable: can take requests now, or could once started (an external one: has its
             credential).
         last_scale: the last change of `planned`.
+        running_target: running requests per replica at which the autoscaler was told to add one; None for the preset.
     """
 
     name: str
@@ -63,6 +64,7 @@ class TierView:
     ready: int
     usable: bool
     memory: TierMemory = field(default_factory=TierMemory)
+    running_target: int | None = None
 
     @property
     def external(self) -> bool:
@@ -78,8 +80,7 @@ class TierView:
     @property
     def startup_seconds(self) -> float:
         """From the creation of a replica until it serves."""
-        inside = self.tier.spec.in_cluster
-        return float(inside.replicas.startup_seconds) if inside is not None else 0.0
+        return learning.startup_seconds(self.tier)
 
     def cost_per_request(self, prompt_tokens: float, completion_tokens: float) -> float | None:
         """Price of one request's tokens: 0 in-cluster, None when unknown."""
@@ -249,7 +250,27 @@ def _tier_view(world: World, memory: LoopMemory, key: Key) -> TierView:
         ready=workload.ready_replicas if workload is not None and workload.owned else 0,
         usable=(workload is None or workload.owned) if inside else credential_found(world, key),
         memory=entry,
+        running_target=entry.running_target or _running_target(world, key),
     )
+
+
+def _running_target(world: World, key: Key) -> int | None:
+    """What the autoscaler shows, where the loop wrote it: it outlives a restart there."""
+    inside, child = world.tiers[key].spec.in_cluster, world.autoscalers.get(key)
+    if inside is None or child is None or not learns_target(inside):
+        return None
+    spec = child.manifest.get("spec")
+    metrics = spec.get("metrics") if isinstance(spec, Mapping) else None
+    try:
+        shown = int(metrics[0]["pods"]["target"]["averageValue"]) if metrics else None
+    except (KeyError, TypeError, ValueError):
+        return None
+    return shown if shown != int(engines.scaling_target(inside)) else None
+
+
+def learns_target(inside: InCluster) -> bool:
+    """Whether the loop sets an autoscaler's target: it is for running requests, and the user names none."""
+    return inside.autoscaling.target is None and inside.autoscaling.signal is ScalingSignal.RUNNING_REQUESTS
 
 
 def _class_view(
@@ -271,7 +292,7 @@ def _class_view(
     entry = memory.classes.get(class_key, ClassMemory())
     startup = max((tiers[name].startup_seconds for name in allowed), default=0.0)
     missing = _missing(world, class_key, settings)
-    window = max(2 * rules.cooldown_seconds, 3 * startup, 8 * rules.interval_seconds)
+    window = learning.window_seconds(policy, startup)
     since = entry.history.samples[-1][0] if entry.history.samples else memory.started
     scores = scores_of(spec.task, objects)
     wanted = spec.quality

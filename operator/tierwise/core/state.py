@@ -1,11 +1,16 @@
 """Step 3 of a planning round: the namespace as a problem for the solver."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from tierwise.api.routing_policy import RebalanceMode
-from tierwise.core import capacity
+from tierwise.core import bursts, capacity
+from tierwise.core.bursts import Stream
 from tierwise.core.problem import ClassLoad, Pair, Problem, Solution, Tier
+from tierwise.core.signals import ClassKey
 from tierwise.core.situation import ClassView, Situation, TierView
+
+Factors = Mapping[str, float]
 
 START_SPREAD_SECONDS = 1800.0
 """A replica's start-up is charged as if it then ran this long: cheap for short starts, dear for long ones."""
@@ -16,16 +21,30 @@ PASSED = 0.9
 UNKNOWN_PRICE_FACTOR = 10.0
 """What has no price is taken to be this much dearer than the dearest that has one: unknown is never free."""
 
+OVERFLOW_TO = 0.9
+"""Share of their safe capacity that ready replicas are left with where others take what they can not carry."""
 
-def state(situation: Situation, *, recommended: bool = False, downgraded: bool = False) -> Problem:
+_TOKEN_SECONDS = 0.03
+"""Time between tokens of a request where no objective says."""
+
+
+def state(
+    situation: Situation,
+    *,
+    factors: Factors | None = None,
+    recommended: bool = False,
+    downgraded: bool = False,
+) -> Problem:
     """The namespace's problem at the demand to plan for.
 
     Args:
         situation: as it stands.
+        factors: tier -> load to have capacity for, in multiples of the level; None: at the weights in force.
         recommended: as if mode Recommend were Auto: what it would do.
         downgraded: as if all classes that a budget downgrades were movable, whatever their mode.
     """
     dearest = _dearest(situation)
+    busy = burst_factors(situation, in_force(situation)) if factors is None else factors
     tiers = {name: _tier(situation, view, dearest) for name, view in situation.tiers.items()}
 
     def free(view: ClassView) -> bool:
@@ -37,14 +56,84 @@ def state(situation: Situation, *, recommended: bool = False, downgraded: bool =
     loads = tuple(
         load
         for view in situation.classes
-        if (load := _load(situation, view, dearest, free=free(view))) is not None and load.pairs
+        if (load := _load(situation, view, dearest, busy, free=free(view))) is not None and load.pairs
     )
     near = {load.key: load.current for load in loads}
     return Problem(tiers=tiers, classes=loads, headroom=situation.settings.headroom, near=near)
 
 
+def in_force(situation: Situation) -> dict[ClassKey, dict[str, float]]:
+    """Shares that requests go by now."""
+    return {view.key: {tier: percent / 100 for tier, percent in view.weights.items()} for view in situation.classes}
+
+
+def burst_factors(situation: Situation, shares: Mapping[ClassKey, Mapping[str, float]]) -> dict[str, float]:
+    """In-cluster tier -> load to have capacity for, in multiples of its level, at these shares.
+
+    A tier that gets none is looked at with all that its classes may send there.
+    """
+    found: dict[str, float] = {}
+    for name, tier in situation.tiers.items():
+        if tier.capacity is None:
+            continue
+        streams = [
+            stream
+            for view in situation.users(name)
+            if (stream := _stream(situation, view, tier, shares.get(view.key, {}).get(name, 0.0))) is not None
+        ]
+        if not any(stream.share > 0 for stream in streams):
+            streams = [replace(stream, share=1.0) for stream in streams]
+        price = float(tier.price_per_hour) if tier.price_per_hour is not None else 0.0
+        found[name] = bursts.factor(streams, price)
+    return found
+
+
+def _stream(situation: Situation, view: ClassView, tier: TierView, share: float) -> Stream | None:
+    forecast = view.demand
+    if forecast is None or tier.capacity is None or view.key in situation.hold.denied:
+        return None
+    limit = capacity.utilisation_limit(tier.capacity, view.objective) or 0.5
+    between = view.objective.inter_token_seconds or _TOKEN_SECONDS
+    return Stream(
+        samples=view.memory.history.samples,
+        share=share,
+        load=forecast.units_on(tier.name) / tier.capacity.saturation / limit,
+        level=forecast.ahead,
+        value=_value(situation, view),
+        seconds=between * forecast.tokens_on(tier.name)[1],
+    )
+
+
+def _value(situation: Situation, view: ClassView) -> float | None:
+    """Currency units per hour of a class on its reference tier, or on the dearest where none is named."""
+    forecast = view.demand
+    if forecast is None:
+        return None
+    reference = view.policy.spec.reference_tier
+    names = [reference] if reference in situation.tiers else list(view.allowed)
+    each = [_cost_of_one(situation.tiers[name], view) for name in names if name is not None]
+    known = [cost for cost in each if cost is not None]
+    return 3600 * forecast.ahead * max(known) if known and len(known) == len(each) else None
+
+
+def _cost_of_one(tier: TierView, view: ClassView) -> float | None:
+    """Currency units per request of a class: its tokens, or its part of a replica that is full."""
+    forecast = view.demand
+    if forecast is None:
+        return None
+    if tier.capacity is None:
+        return tier.cost_per_request(*forecast.tokens_on(tier.name))
+    if tier.price_per_hour is None:
+        return None
+    limit = capacity.utilisation_limit(tier.capacity, view.objective) or 0.5
+    return float(tier.price_per_hour) * forecast.units_on(tier.name) / tier.capacity.saturation / limit / 3600
+
+
 def ready_problem(situation: Situation, stated: Problem, free: Solution) -> Problem:
-    """The same with the replicas that are ready now (never more than are wanted), at the demand of now."""
+    """The same with the replicas that are ready now (never more than are wanted), at the demand of now.
+
+    What they can not carry is looked for in the mean load: the replicas for bursts are what is still to come.
+    """
     tiers = {}
     for name, tier in stated.tiers.items():
         if tier.external:
@@ -55,12 +144,16 @@ def ready_problem(situation: Situation, stated: Problem, free: Solution) -> Prob
         tiers[name] = replace(tier, min_replicas=count, max_replicas=count, start_cost=0.0)
     demands = {view.key: view.demand for view in situation.classes}
     classes = tuple(
-        replace(load, rate=found.peak)
+        replace(load, rate=found.present, pairs=tuple(map(_without_bursts, load.pairs)))
         if (found := demands.get(load.key)) is not None and load.key not in situation.hold.denied
         else load
         for load in stated.classes
     )
-    return replace(stated, tiers=tiers, classes=classes, near=free.shares)
+    return replace(stated, tiers=tiers, classes=classes, near=free.shares, headroom=OVERFLOW_TO)
+
+
+def _without_bursts(pair: Pair) -> Pair:
+    return replace(pair, utilisation=pair.utilisation / pair.burst, burst=1.0)
 
 
 def _dearest(situation: Situation) -> float:
@@ -100,11 +193,11 @@ def recommends(view: ClassView) -> bool:
     return view.mode is RebalanceMode.RECOMMEND and view.missing is None and not view.policy.spec.suspend
 
 
-def _load(situation: Situation, view: ClassView, dearest: float, *, free: bool) -> ClassLoad | None:
+def _load(situation: Situation, view: ClassView, dearest: float, factors: Factors, *, free: bool) -> ClassLoad | None:
     if view.demand is None:
         return None
     usable = [name for name in view.allowed if situation.tiers[name].usable]
-    pairs = tuple(_pair(situation, view, name, dearest) for name in usable)
+    pairs = tuple(_pair(situation, view, name, dearest, factors.get(name, 1.0)) for name in usable)
     if not free:
         # Its weights are somebody else's, or nothing may move: they are a given load for the replicas.
         pairs = tuple(replace(pair, min_share=pair.current, max_share=pair.current) for pair in pairs)
@@ -117,7 +210,7 @@ def _load(situation: Situation, view: ClassView, dearest: float, *, free: bool) 
     )
 
 
-def _pair(situation: Situation, view: ClassView, name: str, dearest: float) -> Pair:
+def _pair(situation: Situation, view: ClassView, name: str, dearest: float, burst: float) -> Pair:
     tier = situation.tiers[name]
     ref = view.spec.tier(name)
     forecast = view.demand
@@ -129,7 +222,7 @@ def _pair(situation: Situation, view: ClassView, name: str, dearest: float) -> P
     utilisation, limit = 0.0, 1.0
     seen = view.memory.latency.get(name)
     if tier.capacity is not None:
-        utilisation = forecast.units_on(name) / tier.capacity.saturation
+        utilisation = burst * forecast.units_on(name) / tier.capacity.saturation
         limit = capacity.utilisation_limit(
             tier.capacity, view.objective, idle_latency_seconds=seen.latency_seconds if seen is not None else None
         )
@@ -139,6 +232,7 @@ def _pair(situation: Situation, view: ClassView, name: str, dearest: float) -> P
         tier=name,
         cost_per_request=dearest * sum(tokens) / 1e6 if cost is None else cost,
         utilisation=utilisation,
+        burst=burst if tier.capacity is not None else 1.0,
         limit=limit,
         tokens=sum(tokens),
         score=score.value if score is not None else None,

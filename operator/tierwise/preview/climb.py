@@ -91,7 +91,8 @@ def play(
     account = Account(start=start, end=end, updated=now, currency=budget.spec.currency)
     memory, at, total, rate = LadderMemory(), now, spent, per_hour
     reached: dict[int, Step] = {}
-    for _ in range(len(budget.spec.ladder) + 1):
+    # A rung changes what is in flight, so that the next one may be looked for twice.
+    for _ in range(3 * (len(budget.spec.ladder) + 1)):
         here = replace(seen, now=at)
         look = replace(outlook.outlook(here, bare, replace(account, updated=at)), spent=total)
         standing = enforcement.climbed(

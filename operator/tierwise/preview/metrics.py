@@ -155,7 +155,7 @@ def from_signals(signals: Signals, classes: Iterable[ClassKey], source: str, *, 
 
 
 def signals_of(metrics: Metrics, classes: Mapping[ClassKey, str], now: datetime) -> Signals | None:
-    """The demand as an answer of Prometheus, at its peak: replicas are kept for that.
+    """The demand as an answer of Prometheus, with its peak: replicas are kept for that.
 
     Args:
         metrics: what is known.
@@ -167,7 +167,8 @@ def signals_of(metrics: Metrics, classes: Mapping[ClassKey, str], now: datetime)
     shown = {
         key: {
             classes[key]: ClassSignals(
-                request_rate=Reading(load.peak, 0.0),
+                request_rate=Reading(load.mean, 0.0),
+                peak_rate=Reading(load.peak, 0.0),
                 prompt_tokens=Reading(load.prompt, 0.0),
                 completion_tokens=Reading(load.completion, 0.0),
             )

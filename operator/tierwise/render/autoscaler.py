@@ -40,7 +40,7 @@ def autoscaler(
     """
     low, high = max(1, bounds.min), max(1, bounds.min, bounds.max)
     if spec.autoscaling.provider is AutoscalingProvider.KEDA:
-        return _scaled_object(tier, spec, (low, high), prometheus_url, paused=bounds.max == 0)
+        return _scaled_object(tier, spec, bounds, prometheus_url)
     return {
         "apiVersion": "autoscaling/v2",
         "kind": "HorizontalPodAutoscaler",
@@ -48,7 +48,7 @@ def autoscaler(
         "spec": {
             "behavior": _behavior(spec),
             "maxReplicas": high,
-            "metrics": [_metric(spec)],
+            "metrics": [_metric(spec, bounds)],
             "minReplicas": low,
             "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": labels.name_of(tier)},
         },
@@ -63,8 +63,15 @@ def pod_metric(name: str) -> str:
     return name.replace(":", "_")
 
 
-def _metric(spec: InCluster) -> dict[str, Any]:
-    target = engines.scaling_target(spec)
+def _target(spec: InCluster, bounds: ReplicaBounds) -> Decimal:
+    """The user's, else what the loop measured to be a full replica, else the preset's."""
+    if spec.autoscaling.target is None and bounds.running_target is not None:
+        return Decimal(bounds.running_target)
+    return engines.scaling_target(spec)
+
+
+def _metric(spec: InCluster, bounds: ReplicaBounds) -> dict[str, Any]:
+    target = _target(spec, bounds)
     signal = spec.autoscaling.signal
     if signal is ScalingSignal.CPU:
         return {
@@ -110,9 +117,7 @@ def _rules(rules: ScalingRules) -> dict[str, Any]:
     return out
 
 
-def _scaled_object(
-    tier: ModelTier, spec: InCluster, bounds: tuple[int, int], prometheus_url: str, *, paused: bool
-) -> Manifest:
+def _scaled_object(tier: ModelTier, spec: InCluster, bounds: ReplicaBounds, prometheus_url: str) -> Manifest:
     """KEDA makes the HorizontalPodAutoscaler; the operator owns the ScaledObject alone, so no two objects disagree.
 
     KEDA raises a Deployment with 0 replicas to its minimum at once: it is paused while the tier is at zero on purpose.
@@ -130,13 +135,13 @@ def _scaled_object(
             "metadata": {
                 "query": f'sum({{__name__="{metric}",namespace="{namespace}",tierwise_tier="{name}"}})',
                 "serverAddress": prometheus_url,
-                "threshold": format(engines.scaling_target(spec), "f"),
+                "threshold": format(_target(spec, bounds), "f"),
             },
             "metricType": "AverageValue",
             "type": "prometheus",
         }
     metadata = labels.metadata(tier)
-    if paused:
+    if bounds.max == 0:
         metadata["annotations"] = {"autoscaling.keda.sh/paused-replicas": "0"}
     return {
         "apiVersion": "keda.sh/v1alpha1",
@@ -144,8 +149,8 @@ def _scaled_object(
         "metadata": metadata,
         "spec": {
             "advanced": {"horizontalPodAutoscalerConfig": {"behavior": _behavior(spec)}},
-            "maxReplicaCount": bounds[1],
-            "minReplicaCount": bounds[0],
+            "maxReplicaCount": max(1, bounds.min, bounds.max),
+            "minReplicaCount": max(1, bounds.min),
             "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name},
             "triggers": [trigger],
         },

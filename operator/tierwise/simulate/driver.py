@@ -8,7 +8,7 @@ Between the plan's bounds replicas follow the autoscaler, as `sim.hpa` computes 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from tierwise.api.in_cluster import InCluster
@@ -164,6 +164,9 @@ class PlannerLoop:
         for name, outcome in decision.tiers.items():
             if outcome.scale is not None:
                 self._desired[name] = outcome.scale
+            if outcome.bounds.running_target is not None:
+                hpa = self._hpas[name]
+                hpa.spec = replace(hpa.spec, target=float(outcome.bounds.running_target))
             if outcome.bounds.max > 0:
                 self._bounds[name] = (max(1, outcome.bounds.min), max(1, outcome.bounds.min, outcome.bounds.max))
 

@@ -1,0 +1,137 @@
+"""How much more than the usual load a tier has to carry: its classes' last hour, told as multiples of what was usual.
+
+Requests are slow when a burst exceeds what ready replicas carry, however low the mean is; tokens are paid by the mean.
+So capacity is planned for `factor` times the level. Bursts of classes seldom coincide: the last hour is replayed with
+all classes of a tier together, each window in two parts (its busiest ten seconds and the rest), at the shares in
+question. From the loads that requests would have met the factor takes the one where one more replica costs what it
+keeps (the newsvendor's rule), at most the one that `MOST` of all requests meet.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tierwise.core.demand import BURST_SECONDS, Sample
+
+Floats = NDArray[np.float64]
+
+MOST = 0.99
+"""Share of the requests that capacity is planned for, where it is worth its price."""
+
+WORTH = 10.0
+"""What a request within its objective is worth, in multiples of what it costs on the reference tier."""
+
+PRIOR = 0.2
+"""Weight of what chance alone does, beside the last hour: a calm hour does not say that none will be busier."""
+
+DISPERSION = 4.0
+"""Variance of the work of so many requests, in multiples of that of a Poisson process with equal requests."""
+
+_CHANCE = ((0.0, 0.5), (1.0, 0.3), (2.0, 0.16), (3.0, 0.04))
+"""Standard deviations above the mean, and their weights: the upper half of a normal distribution, coarsely."""
+
+_LEAST_SCALE, _MOST_SCALE = 0.1, 1.5
+"""Load of an hour ago is scaled to the present level within these bounds."""
+
+_SPARSE = 30.0
+"""A sample stands for at most so many seconds more than its window's share: gaps are no observation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One class on one tier.
+
+    Attributes:
+        samples: of the class, oldest first.
+        share: of the class that goes to the tier.
+        load: replicas that 1 request/s fills to the limit.
+        level: requests/s of the class to plan for.
+        value: currency units per hour that the class costs on its reference tier; None when that is not known.
+        seconds: how long a request takes, which evens out bursts that are shorter.
+    """
+
+    samples: tuple[Sample, ...]
+    share: float
+    load: float
+    level: float
+    value: float | None
+    seconds: float
+
+
+def factor(streams: Iterable[Stream], price_per_hour: float) -> float:
+    """Load to have capacity for, in multiples of the streams' level; at least 1.
+
+    Args:
+        streams: the classes of one tier.
+        price_per_hour: currency units of one replica; 0: capacity is free.
+    """
+    used = [each for each in streams if each.share > 0 and each.load > 0 and each.level > 0 and each.samples]
+    level = sum(each.level * each.share * each.load for each in used)
+    if level <= 0:
+        return 1.0
+    loads, weights = _seen(used)
+    chance, chances = _by_chance(used, level)
+    loads = np.concatenate((loads / level, chance))
+    weights = np.concatenate((weights * (1 - PRIOR) / weights.sum(), chances * PRIOR))
+    order = np.argsort(loads, kind="stable")
+    loads, below = loads[order], np.cumsum(weights[order])
+    last = int(np.searchsorted(below, MOST - 1e-9))
+    values = [each.value for each in used if each.value is not None]
+    if len(values) == len(used) and sum(values) > 0:
+        value = sum(each.share * (each.value or 0.0) for each in used)
+        cost = price_per_hour * level * loads + WORTH * value * (1 - below)
+        last = min(last, int(np.argmin(cost)))
+    return max(1.0, float(loads[min(last, len(loads) - 1)]))
+
+
+def _seen(used: list[Stream]) -> tuple[Floats, Floats]:
+    """Loads that requests met in the last hour, at the present level, and the requests' weights."""
+    times = max((each.samples for each in used), key=len)
+    count = len(times)
+    means, peaks, usual, busy, asked = (np.zeros(count) for _ in range(5))
+    extra = np.zeros(count)
+    for each in used:
+        each_load = each.share * each.load
+        rate, peak, share, level = _aligned(each, count)
+        means += rate * each_load
+        usual += level * each_load
+        extra = np.maximum(extra, (peak - rate) * each_load)
+        busy += share * rate
+        asked += rate
+    now = sum(each.level * each.share * each.load for each in used)
+    scale = np.clip(now / np.maximum(usual, 1e-12), _LEAST_SCALE, _MOST_SCALE)
+    peaks = (means + extra) * scale
+    seconds = _spans([sample.time for sample in times])
+    share = np.where(asked > 0, busy / np.maximum(asked, 1e-12), 0.0)
+    return np.concatenate((peaks, means * scale)), np.concatenate((seconds * share, seconds * (1 - share)))
+
+
+def _aligned(each: Stream, count: int) -> tuple[Floats, ...]:
+    """Rates, peaks, shares and levels of the last `count` windows; before the first one the present level."""
+    rows = np.array([sample[1:] for sample in each.samples], dtype=np.float64)[-count:]
+    missing = count - len(rows)
+    if missing:
+        rows = np.concatenate((np.tile([each.level, each.level, 0.0, each.level], (missing, 1)), rows))
+    return rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3]
+
+
+def _spans(times: list[datetime]) -> Floats:
+    """Seconds that each sample stands for."""
+    limit = timedelta(seconds=2 * _SPARSE)
+    gaps = [min(after - before, limit).total_seconds() for before, after in itertools.pairwise(times)]
+    return np.array([gaps[0] if gaps else 1.0, *gaps])
+
+
+def _by_chance(used: list[Stream], level: float) -> tuple[Floats, Floats]:
+    """Multiples of the level that chance alone gives, and their weights."""
+    variance = 0.0
+    for each in used:
+        rate = each.level * each.share
+        variance += DISPERSION * rate * each.load**2 / (BURST_SECONDS + each.seconds)
+    spread = math.sqrt(variance) / level
+    return np.array([1 + each * spread for each, _ in _CHANCE]), np.array([weight for _, weight in _CHANCE])
