@@ -77,6 +77,11 @@ bench-ceiling: setup  ## Print how long a budget's decision takes to reach clien
 bench-accounting: setup  ## 10,000 mixed requests: print what upstreams say they cost beside what the gateway counted
 	TIERWISE_ACCOUNTING_REQUESTS=10000 $(PYTEST) tests/envoy/test_accounting_live.py -k independent --timeout=900 -s
 
+.PHONY: bench-outage
+OUTAGE_SECONDS ?= 600
+bench-outage: setup cluster-binaries  ## Ten minutes without Prometheus: print the provider's bill beside ledger, bound and rungs
+	TIERWISE_OUTAGE_SECONDS=$(OUTAGE_SECONDS) $(PYTEST) e2e/test_budget_integrity_outage.py --timeout=1800 -s
+
 .PHONY: bench-dataplane soak
 bench-dataplane: setup  ## Print what each filter of the gateway costs against plain Envoy (5 minutes)
 	$(BIN)/python tests/envoy/bench_dataplane.py

@@ -10,6 +10,7 @@ import json
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -190,27 +191,31 @@ class Load:
     def __init__(self, cluster: Cluster, asks: Iterable[Ask]) -> None:
         urls = itertools.cycle(sorted(gateways(cluster)))
         plan = "".join(json.dumps(replace(ask, url=ask.url or next(urls)).planned()) + "\n" for ask in asks)
+        # A file: a pipe that nobody reads until the end would fill up and hold the requests back.
+        self._out = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed when read
         self._process = subprocess.Popen(
             cluster.nsenter([sys.executable, str(HERE / "metered_load.py")]),
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=self._out,
             text=True,
         )
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(plan)
             self._process.stdin.close()
-        self._process.stdin = None
 
     def records(self, seconds: float = 120) -> list[dict[str, Any]]:
         """What the client saw, when all requests are over."""
         try:
-            text, _ = self._process.communicate(timeout=seconds)
+            self._process.wait(seconds)
         finally:
             if self._process.poll() is None:
                 self._process.kill()
                 self._process.wait()
         assert self._process.returncode == 0
+        with self._out as out:
+            out.seek(0)
+            text = out.read()
         return sorted((json.loads(line) for line in text.splitlines()), key=lambda each: each["start"])
 
 
@@ -255,6 +260,17 @@ def settled(cluster: Cluster, namespace: str, name: str = "ceiling", *, quiet_si
         return now if now.get("observedGeneration") == generation else None
 
     return support.until(written, seconds=30, what="the budget's figures are written")
+
+
+def costs(cluster: Cluster, namespace: str, folder: Path, *arguments: str) -> dict[str, Any]:
+    """What `tierwise costs` prints of what kubectl prints."""
+    file = folder / "objects.json"
+    file.write_text(cluster.kubectl("get", "nbud,cm", "-n", namespace, "-o", "json").stdout)
+    command = [sys.executable, "-m", "tierwise", "costs", "-f", str(file), "-o", "json", *arguments]
+    printed: dict[str, Any] = json.loads(
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    )
+    return printed
 
 
 def written(cluster: Cluster, resource: str, namespace: str, name: str) -> float:

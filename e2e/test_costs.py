@@ -1,8 +1,5 @@
 """`tierwise costs` on a real cluster: each policy's cost is its part of the provider's bill, after restarts too."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -35,11 +32,7 @@ def lab(platform: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def shown(lab: Lab, folder: Path, *arguments: str) -> dict:
-    """What the command prints of what kubectl prints."""
-    file = folder / "objects.json"
-    file.write_text(lab.cluster.kubectl("get", "nbud,cm", "-n", "costs", "-o", "json").stdout)
-    command = [sys.executable, "-m", "tierwise", "costs", "-f", str(file), "-o", "json", *arguments]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout)
+    return budget_support.costs(lab.cluster, "costs", folder, *arguments)
 
 
 def test_each_policy_costs_its_part_of_the_bill_and_a_restart_forgets_nothing(lab: Lab, tmp_path: Path) -> None:
