@@ -275,11 +275,12 @@ class History:
 
     def __init__(self, samples, up):
         self.samples, self.up, self.asked, self.broken = samples, up, [], lambda _: False
+        self.now = NOW.timestamp() + 1
 
     def custom_query(self, query, params=None):
         if "envoy_server_uptime" not in query:
             return UP if '"q"' in query else []
-        moment = float(params["time"]) if params else NOW.timestamp() + 1
+        moment = float(params["time"]) if params else self.now
         self.asked.append((query, moment))
         if self.broken(len(self.asked)):
             raise ConnectionError("gone")
@@ -380,6 +381,32 @@ async def test_namespaces_with_different_checkpoints_count_from_their_own():
     )
     assert found.usage[FRONTIER].output_tokens == 7 * 3600 / 15
     assert found.usage[later].output_tokens == 7 * 750 / 15
+    source.close()
+
+
+async def test_a_namespace_that_is_new_while_a_long_gap_is_read_is_counted_from_then_on():
+    """Nobody scraped for a day, and reading that takes several rounds: its first tokens are no baseline."""
+    now = NOW.timestamp()
+    history = History(*grown(now - 30, now + 60))
+
+    def both(query, params=None):
+        rows = History.custom_query(history, query, params)
+        of_b = [row | {"metric": row["metric"] | {"tierwise_namespace": "team-b"}} for row in rows[:1]]
+        born = [row | {"values": [v for v in row["values"] if v[0] > now + 10]} for row in of_b if "values" in row]
+        return rows + (born if "envoy_server_uptime" in query else [])
+
+    answers = Answers()
+    answers.custom_query = both
+    source = Prometheus(answers)
+    later = ("team-b", "frontier")
+    await source.read(Targets(external=frozenset({FRONTIER}), ledger_since={"team-a": (now - 22 * 3600,)}), NOW)
+    total = 0.0
+    for seconds in (5, 60, 60, 60, 60, 60, 60, 60, 60, 60, 60, 60, 60):
+        targets = Targets(external=frozenset({FRONTIER, later}))
+        history.now = now + seconds
+        found = await source.read(targets, NOW + timedelta(seconds=seconds))
+        total += found.usage[later].output_tokens if later in found.usage else 0.0
+    assert total == 7.0 * 6, "all that it counted since it is there"
     source.close()
 
 

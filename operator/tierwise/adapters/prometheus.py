@@ -118,6 +118,10 @@ class Prometheus:
             # Of several accounts of a namespace each goes on at its own moment.
             self._marks = sorted({moment for moments in targets.ledger_since.values() for moment in moments[1:]})
             self._cursor = replace(self._cursor, since=since)
+        elif self._cursor.time is None and self._cursor.since:
+            # On the way through a gap in which nobody scraped: what came into being meanwhile has no past there.
+            new = {name: now.timestamp() for name, _ in targets.tiers if name not in self._cursor.since}
+            self._cursor = replace(self._cursor, since={**self._cursor.since, **new})
         found = await self._in_thread(self._ask, targets)
         health = answers.by_q(found["gateway_health"])
         gateways_up = answers.gateways_up(health)
