@@ -105,3 +105,11 @@ def test_the_factor_does_not_depend_on_units_and_is_never_below_one(rates, extra
 def test_a_dearer_replica_never_buys_more(rates, lower):
     one = [stream(rates, [3 * rate for rate in rates], value=20.0)]
     assert bursts.factor(one, 10.0) <= bursts.factor(one, 10.0 * lower) + 1e-9
+
+
+def test_the_first_minutes_of_a_step_are_no_burst_of_the_new_level():
+    stepped = [100.0] * 30 + [200.0] * 40
+    steady = [200.0] * 70
+    assert planned([stream(stepped)]) == pytest.approx(planned([stream(steady)]), rel=0.02)
+    fallen = [200.0] * 30 + [100.0] * 40
+    assert planned([stream(fallen)]) == pytest.approx(planned([stream([100.0] * 70)]), rel=0.02)

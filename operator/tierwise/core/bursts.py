@@ -38,6 +38,10 @@ _CHANCE = ((0.0, 0.5), (1.0, 0.3), (2.0, 0.16), (3.0, 0.04))
 _LEAST_SCALE, _MOST_SCALE = 0.1, 1.5
 """Load of an hour ago is scaled to the present level within these bounds."""
 
+_SETTLING_SECONDS = 900.0
+"""A level lags behind a step: a sample is compared with what became usual so much later, where that is more. Else the
+first minutes of a step would pass for a burst of the new level."""
+
 _SPARSE = 30.0
 """A sample stands for at most so many seconds more than its window's share: gaps are no observation."""
 
@@ -104,7 +108,9 @@ def _seen(used: list[Stream]) -> tuple[Floats, Floats]:
         busy += share * rate
         asked += rate
     now = sum(each.level * each.share * each.load for each in used)
-    scale = np.clip(now / np.maximum(usual, 1e-12), _LEAST_SCALE, _MOST_SCALE)
+    stamps = np.array([sample.time.timestamp() for sample in times])
+    later = np.minimum(np.searchsorted(stamps, stamps + _SETTLING_SECONDS), count - 1)
+    scale = np.clip(now / np.maximum(np.maximum(usual, usual[later]), 1e-12), _LEAST_SCALE, _MOST_SCALE)
     peaks = (means + extra) * scale
     seconds = _spans([sample.time for sample in times])
     share = np.where(asked > 0, busy / np.maximum(asked, 1e-12), 0.0)

@@ -38,9 +38,8 @@ _JUMP = 1.3
 _GROWTH_NOISE = 0.1
 """Growth by less than this share within a start-up is noise."""
 
-_GROWTH_CAP = 1.5
+_GROWTH_CAP = 1.2
 """A forecast exceeds the level at most by this factor."""
-
 DEFAULT_PROMPT_TOKENS = 512.0
 DEFAULT_COMPLETION_TOKENS = 256.0
 """Assumed for a class that has had no request with usage yet; such a forecast says `estimated`."""
