@@ -21,7 +21,7 @@ from tierwise.core.demand import BURST_SECONDS, Sample
 Floats = NDArray[np.float64]
 
 MOST = 0.99
-"""Share of the requests that capacity is planned for, where it is worth its price."""
+"""Share of the requests that capacity is planned for, where it is worth its price; windows count by their time."""
 
 WORTH = 10.0
 """What a request within its objective is worth, in multiples of what it costs on the reference tier."""
@@ -42,8 +42,8 @@ _SETTLING_SECONDS = 900.0
 """A level lags behind a step: a sample is compared with what became usual so much later, where that is more. Else the
 first minutes of a step would pass for a burst of the new level."""
 
-_SPARSE = 30.0
-"""A sample stands for at most so many seconds more than its window's share: gaps are no observation."""
+_LONGEST = timedelta(seconds=60)
+"""A sample stands for at most so long: a gap is no observation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +128,7 @@ def _aligned(each: Stream, count: int) -> tuple[Floats, ...]:
 
 def _spans(times: list[datetime]) -> Floats:
     """Seconds that each sample stands for."""
-    limit = timedelta(seconds=2 * _SPARSE)
-    gaps = [min(after - before, limit).total_seconds() for before, after in itertools.pairwise(times)]
+    gaps = [min(after - before, _LONGEST).total_seconds() for before, after in itertools.pairwise(times)]
     return np.array([gaps[0] if gaps else 1.0, *gaps])
 
 
