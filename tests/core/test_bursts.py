@@ -22,7 +22,8 @@ def history(rates, peaks=None, step=60):
 
 def stream(rates, peaks=None, *, share=1.0, load=0.01, value=None, seconds=0.0):
     made = history(rates, peaks)
-    return Stream(made.samples, share, load, made.samples[-1].level, value, seconds)
+    newest = made.samples[-1]
+    return Stream(made.samples, share, load, newest.level, newest.rate, value, seconds)
 
 
 def planned(streams, price=10.0):

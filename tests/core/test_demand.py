@@ -72,8 +72,8 @@ def test_old_samples_are_thinned_and_the_busier_of_two_stays():
     assert len(made.samples) <= demand.MAX_SAMPLES
     assert made.samples[0].time <= NOW + timedelta(seconds=15)
     assert max(sample.peak for sample in made.samples) == 30.0
-    late = [sample.time for sample in made.samples if sample.time > made.samples[-1].time - timedelta(seconds=600)]
-    assert len(late) == 120
+    late = [sample.time for sample in made.samples if sample.time > made.samples[-1].time - timedelta(seconds=120)]
+    assert len(late) == 24
     later = demand.remember(made, Measured(NOW + timedelta(hours=2), 4.0))
     assert [sample.time for sample in later.samples] == [made.samples[-1].time, NOW + timedelta(hours=2)]
 

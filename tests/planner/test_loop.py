@@ -30,7 +30,7 @@ def reversals(path):
 def test_it_settles_cheaper_than_all_large_at_full_attainment(prior):
     tiers = {"compact": fluid.in_cluster("compact", price="1.55", high=6, rps=prior, quality=SMALL)}
     made = cluster(rate=lambda _: 10.0, noise=0.05, tiers=tiers)
-    made.run(planner.plan, 200)
+    made.run(planner.plan, 320)
     made.reset_counters()
     made.run(planner.plan, 120)
     assert made.attainment >= 0.99

@@ -78,7 +78,7 @@ def quiet(plan):
 def settled():
     """A namespace whose loop has come to rest."""
     made = cluster(noise=0.0)
-    made.run(planner.plan, 200)
+    made.run(planner.plan, 400)
     return made
 
 

@@ -35,7 +35,7 @@ DISPERSION = 4.0
 _CHANCE = ((0.0, 0.5), (1.0, 0.3), (2.0, 0.16), (3.0, 0.04))
 """Standard deviations above the mean, and their weights: the upper half of a normal distribution, coarsely."""
 
-_LEAST_SCALE, _MOST_SCALE = 0.1, 1.5
+_LEAST_SCALE, _MOST_SCALE = 0.02, 1.5
 """Load of an hour ago is scaled to the present level within these bounds."""
 
 _SETTLING_SECONDS = 900.0
@@ -54,7 +54,7 @@ class Stream:
         samples: of the class, oldest first.
         share: of the class that goes to the tier.
         load: replicas that 1 request/s fills to the limit.
-        level: requests/s of the class to plan for.
+        level: requests/s of the class to plan for. present: requests/s now.
         value: currency units per hour that the class costs on its reference tier; None when that is not known.
         seconds: how long a request takes, which evens out bursts that are shorter.
     """
@@ -63,12 +63,13 @@ class Stream:
     share: float
     load: float
     level: float
+    present: float
     value: float | None
     seconds: float
 
 
 def factor(streams: Iterable[Stream], price_per_hour: float) -> float:
-    """Load to have capacity for, in multiples of the streams' level; at least 1.
+    """Load to have capacity for, in multiples of the streams' level; at least 1, and at least the present load.
 
     Args:
         streams: the classes of one tier.
@@ -90,7 +91,8 @@ def factor(streams: Iterable[Stream], price_per_hour: float) -> float:
         value = sum(each.share * (each.value or 0.0) for each in used)
         cost = price_per_hour * level * loads + WORTH * value * (1 - below)
         last = min(last, int(np.argmin(cost)))
-    return max(1.0, float(loads[min(last, len(loads) - 1)]))
+    present = sum(each.present * each.share * each.load for each in used)
+    return max(1.0, float(loads[min(last, len(loads) - 1)]), present / level)
 
 
 def _seen(used: list[Stream]) -> tuple[Floats, Floats]:

@@ -6,6 +6,7 @@ one's
 mix; while replicas are starting, the second one's mix makes other allowed tiers take the overflow.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 
@@ -111,7 +112,7 @@ def _downgrade(situation: Situation, answers: Answers) -> tuple[Solution, ...]:
 
 def _carried(now: Problem, free: Solution) -> bool:
     """Whether the replicas that are ready carry the best mix: then there is nothing to do meanwhile."""
-    needed = problem.needed_replicas(now, free.shares, headroom=now.headroom + scaling.BAND)
+    needed = problem.needed_replicas(now, free.shares, headroom=now.headroom)
     return all(count <= now.tiers[name].max_replicas for name, count in needed.items())
 
 
@@ -130,6 +131,10 @@ def _options(stated: Problem) -> tuple[Option, ...]:
     return tuple(options)
 
 
+def _shown(weights: Mapping[str, int]) -> dict[str, int]:
+    return {tier: percent for tier, percent in weights.items() if percent}
+
+
 def remember(memory: LoopMemory, namespace: str, decision: Decision, now: datetime) -> LoopMemory:
     """The memory after a decision: when what moved, and which way."""
     classes, tiers = dict(memory.classes), dict(memory.tiers)
@@ -140,12 +145,22 @@ def remember(memory: LoopMemory, namespace: str, decision: Decision, now: dateti
             direction = {name: after.get(name, 0) - before.get(name, 0) for name in names}
             classes[key] = replace(classes.get(key, ClassMemory()), last_move=LastMove(now, direction))
         if key in classes:
-            away = classes[key].overflowing or (outcome.moved and outcome.reason == moves.OVERFLOW)
-            classes[key] = replace(classes[key], overflowing=away and outcome.weights != outcome.wanted)
+            # What is best in the moment of an overload is not what it was left for: that is known a round later.
+            home = classes[key].home
+            if outcome.moved and outcome.reason == moves.OVERFLOW:
+                home = outcome.view.weights if home is None else home
+            elif _shown(outcome.weights) == _shown(outcome.wanted):
+                home = None
+            classes[key] = replace(classes[key], home=home)
     for name, tier in decision.tiers.items():
         key_of_tier = (namespace, name)
         entry = tiers.get(key_of_tier, TierMemory())
-        if tier.view.capacity is not None and entry.capacity is None and tier.managed:
+        # What the status kept is in requests: without their tokens it says nothing yet of work, and would stay wrong.
+        known = any(
+            name in outcome.view.allowed and outcome.view.demand is not None and outcome.view.demand.tokens_known
+            for outcome in decision.classes.values()
+        )
+        if tier.view.capacity is not None and entry.capacity is None and tier.managed and known:
             entry = replace(entry, capacity=tier.view.capacity)
         if tier.moved:
             change = tier.planned - tier.view.planned

@@ -14,13 +14,13 @@ from typing import NamedTuple
 from tierwise.core import capacity
 from tierwise.core.signals import ClassKey, ClassSignals, Missing, Signals, value_of
 
-MAX_SAMPLES = 360
+MAX_SAMPLES = 600
 """Samples kept per class."""
 
 KEEP_SECONDS = 3600.0
 """How long a sample is kept: bursts of the last hour are what capacity is planned for."""
 
-DENSE_SECONDS, SPARSE_SECONDS = 600.0, 15.0
+DENSE_SECONDS, SPARSE_SECONDS = 120.0, 15.0
 """Samples older than the first are thinned to one in the second."""
 
 BURST_SECONDS = 10.0
@@ -40,6 +40,9 @@ _GROWTH_NOISE = 0.1
 
 _GROWTH_CAP = 1.2
 """A forecast exceeds the level at most by this factor."""
+_SETTLED = timedelta(seconds=0.9 * KEEP_SECONDS)
+"""A longer history is not kept: a window of stabilisation beyond it is covered with this."""
+
 DEFAULT_PROMPT_TOKENS = 512.0
 DEFAULT_COMPLETION_TOKENS = 256.0
 """Assumed for a class that has had no request with usage yet; such a forecast says `estimated`."""
@@ -209,7 +212,10 @@ def _sample(before: Sequence[Sample], seen: Measured, held_seconds: float) -> Sa
     share = min(1.0, peak * BURST_SECONDS / (rate * window)) if rate > 0 else 0.0
     if not before:
         return Sample(seen.time, rate, peak, share, rate)
-    gain = 1 - math.exp(-(seen.time - before[-1].time).total_seconds() / LEVEL_SECONDS)
+    elapsed = (seen.time - before[-1].time).total_seconds()
+    so_far = (before[-1].time - before[0].time).total_seconds() + seen.window_seconds
+    # At first the plain mean: the first window is no better than the second.
+    gain = max(1 - math.exp(-elapsed / LEVEL_SECONDS), elapsed / (elapsed + so_far))
     level = before[-1].level + gain * (rate - before[-1].level)
     start = seen.time - timedelta(seconds=held_seconds)
     late = [sample.rate for sample in before if sample.time > start] + [rate]
@@ -259,7 +265,7 @@ def forecast(history: History, *, window_seconds: float, lead_seconds: float) ->
         present=_present([sample.rate for sample in history.samples[-3:]]),
         level=level,
         ahead=ahead,
-        settled=history.samples[0].time <= start,
+        settled=history.samples[0].time <= max(start, newest.time - _SETTLED),
         tokens=history.tokens,
         tokens_known="" in history.tokens,
     )

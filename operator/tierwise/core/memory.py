@@ -31,13 +31,13 @@ class IdleLatency:
 class ClassMemory:
     """Demand, last move and latencies (by tier) of one class.
 
-    `overflowing`: its weights are elsewhere than wanted because replicas were missing.
+    `home`: weights from before requests went elsewhere because replicas were missing; None: they are where they belong.
     """
 
     history: History = field(default_factory=History)
     last_move: LastMove | None = None
     latency: Mapping[str, IdleLatency] = field(default_factory=dict)
-    overflowing: bool = False
+    home: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,9 @@ OVERFLOW = "Overflow"
 OVERFLOW_FROM = 0.95
 """Mean load over the safe capacity of ready replicas from which on others take a part: bursts are above the mean."""
 
+_OVERFLOW_PERCENT = 5
+"""While an overflow stands, smaller corrections of it are noise."""
+
 _YIELD_PERCENT = 5
 """Smaller moves of a class whose floor yields to a ceiling are noise: what may be spent moves with every count."""
 
@@ -99,7 +102,7 @@ def move(situation: Situation, view: ClassView, answers: Answers) -> ClassOutcom
     if not any(delta.values()):
         return held
     cause = _cause(situation, view, load, answers.now) or _ceiling(situation, view, answers)
-    if cause is None and view.memory.overflowing:
+    if cause is None and view.memory.home is not None and answers.meanwhile is answers.free:
         # Back to where it came from: as no request gains by a detour, neither steps nor a cool-down hold it up.
         cause = _Cause("OverflowEnded", "ready replicas carry the load again", severe=True)
     pause = _pause(situation, view, answers, delta, cause)
@@ -121,6 +124,8 @@ def _pause(
     farthest = max(map(abs, delta.values()))
     if view.key in situation.hold.below_floor and farthest < _YIELD_PERCENT and (cause is None or not cause.severe):
         return "Steady", "the weights in force are near enough to what the ceiling asks for"
+    if cause is None and view.memory.home is not None and farthest < _OVERFLOW_PERCENT:
+        return "Steady", "others take what ready replicas do not carry"
     if cause is None and (farthest < _SMALL_PERCENT or not answers.saves(view)):
         return "SavingTooSmall", f"a better mix would save less than {100 * view.rules.min_saving:g}%"
     if not damping.may_move(view.memory.last_move, delta, situation.now, view.rules, urgent=cause is not None):

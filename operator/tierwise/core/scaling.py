@@ -123,7 +123,8 @@ def decide(
     elif wanted < planned and all(_known(user) for user in users):
         planned = max(low, min(planned, _shrunk(situation, view, needs, window)))
     least, most = damping.bounds(planned=planned, low=low, high=high, affordable=situation.hold.most.get(view.name))
-    target = _running_target(view, users, moved=planned != view.planned)
+    sending = tuple(user for user in users if shares.get(user.key, {}).get(view.name, 0.0) > 0)
+    target = _running_target(view, sending, moved=planned != view.planned)
     scale = _wake(view, planned)
     if planned == 0:
         scale = 0 if view.planned > 0 else None

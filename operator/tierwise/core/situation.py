@@ -262,7 +262,11 @@ def _running_target(world: World, key: Key) -> int | None:
     spec = child.manifest.get("spec")
     metrics = spec.get("metrics") if isinstance(spec, Mapping) else None
     try:
-        shown = int(metrics[0]["pods"]["target"]["averageValue"]) if metrics else None
+        pods = metrics[0]["pods"] if metrics else None
+        # Of another signal, which the spec named before, nothing can be learnt.
+        if pods is None or pods["metric"]["name"] != engines.signal_metric(inside).replace(":", "_"):
+            return None
+        shown = int(pods["target"]["averageValue"])
     except (KeyError, TypeError, ValueError):
         return None
     return shown if shown != int(engines.scaling_target(inside)) else None

@@ -63,8 +63,9 @@ def state(
 
 
 def in_force(situation: Situation) -> dict[ClassKey, dict[str, float]]:
-    """Shares that requests go by now."""
-    return {view.key: {tier: percent / 100 for tier, percent in view.weights.items()} for view in situation.classes}
+    """Shares that requests go by; of a class that is elsewhere while replicas start, those from before."""
+    found = {view.key: view.weights if view.memory.home is None else view.memory.home for view in situation.classes}
+    return {key: {tier: percent / 100 for tier, percent in weights.items()} for key, weights in found.items()}
 
 
 def burst_factors(situation: Situation, shares: Mapping[ClassKey, Mapping[str, float]]) -> dict[str, float]:
@@ -99,6 +100,7 @@ def _stream(situation: Situation, view: ClassView, tier: TierView, share: float)
         share=share,
         load=forecast.units_on(tier.name) / tier.capacity.saturation / limit,
         level=forecast.ahead,
+        present=forecast.present,
         value=_value(situation, view),
         seconds=between * forecast.tokens_on(tier.name)[1],
     )
