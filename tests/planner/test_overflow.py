@@ -1,10 +1,9 @@
 """What goes elsewhere while replicas start: it comes back once they are there, and is left alone until then."""
 
 import pytest
-from api_server import Demand, Server, Truth, external, in_cluster, policy, route
+from api_server import Demand, Server, external, in_cluster, policy, route
 
 from tierwise import planner
-from tierwise.core.memory import LoopMemory
 
 KEY = ("legal", "chat", "all")
 TIERS = [{"name": "own", "weight": 100}, {"name": "provider", "weight": 0}]
@@ -22,16 +21,15 @@ def moves(server: Server) -> int:
     return sum(event.reason == "WeightsMoved" for event in server.events)
 
 
-def small(*, rps: str = "8", noise: float = 0.0, demand: Demand | None = None, truth: Truth | None = None) -> Server:
+def small(*, noise: float = 0.0) -> Server:
     rebalance = {"interval": "30s", "cooldown": "2m", "maxStepPercent": 10, "minSavingPercent": 5}
     return Server(
         [
-            in_cluster("own", price="1.00", low=1, rps=rps),
+            in_cluster("own", price="1.00", low=1, rps="8"),
             external("provider", prices=("3.00", "15.00")),
             policy("chat", [route("all", TIERS)], rebalance=rebalance),
         ],
-        {("chat", "all"): demand or Demand(4.0)},
-        {"own": truth or Truth()},
+        {("chat", "all"): Demand(4.0)},
         startup_seconds=5.0,
         noise=noise,
         seed=3,
@@ -58,21 +56,3 @@ def test_replicas_that_never_come_are_no_reason_to_move_at_every_look(rate: floa
     before = moves(server)
     rounds(server, 360)
     assert moves(server) - before <= 10, "half an hour of noise"
-
-
-def test_a_round_before_the_first_answer_spoils_no_kept_capacity() -> None:
-    """The status keeps requests/s; how much work that is, only the requests' tokens tell."""
-    demand, truth = Demand(8.0, prompt=3000, completion=800), Truth(saturation=10625.0)
-    server = small(rps="5", demand=demand, truth=truth)
-    rounds(server, 120)
-    learnt = server.store.memory.tiers["legal", "own"].capacity
-    assert learnt is not None
-    pods = len(server.pods["own"])
-    server.store.memory = LoopMemory()
-    server.store._signals = None
-    server.carry_out(planner.plan(server.world()))
-    rounds(server, 12)
-    again = server.store.memory.tiers["legal", "own"].capacity
-    assert again is not None
-    assert again.saturation == pytest.approx(learnt.saturation, rel=0.2)
-    assert len(server.pods["own"]) <= pods + 1

@@ -155,12 +155,7 @@ def remember(memory: LoopMemory, namespace: str, decision: Decision, now: dateti
     for name, tier in decision.tiers.items():
         key_of_tier = (namespace, name)
         entry = tiers.get(key_of_tier, TierMemory())
-        # What the status kept is in requests: without their tokens it says nothing yet of work, and would stay wrong.
-        known = any(
-            name in outcome.view.allowed and outcome.view.demand is not None and outcome.view.demand.tokens_known
-            for outcome in decision.classes.values()
-        )
-        if tier.view.capacity is not None and entry.capacity is None and tier.managed and known:
+        if tier.view.capacity is not None and entry.capacity is None and tier.managed:
             entry = replace(entry, capacity=tier.view.capacity)
         if tier.moved:
             change = tier.planned - tier.view.planned

@@ -174,8 +174,6 @@ def _learn_tier(
     if seen is None:
         return
     idle = seen.work_rate <= 0
-    if idle and entry.capacity is None and not _tokens_known(key, classes):
-        return
     objectives = [
         objective_of(spec)
         for policy_key, policy in sorted(world.policies.items())
@@ -185,11 +183,6 @@ def _learn_tier(
     ]
     known = entry.capacity or prior(tier, units(world, key, classes))
     tiers[name] = replace(entry, capacity=capacity.learn(known, seen, objectives, news=news))
-
-
-def _tokens_known(key: Key, classes: Mapping[ClassKey, ClassMemory]) -> bool:
-    """Whether tokens of any class of the namespace were measured: before, requests can not be turned into work."""
-    return any("" in entry.history.tokens for class_key, entry in classes.items() if class_key[0] == key.namespace)
 
 
 def _parts(
