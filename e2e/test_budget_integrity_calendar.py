@@ -26,7 +26,11 @@ from budget_support import CENT, PAID, Lab
 from tierwise.devcluster import install
 from tierwise.devcluster.cluster import Cluster
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [
+    pytest.mark.timeout(400),
+    # The moments that are crossed are fixed when operators start: a machine that sets up too slowly misses them.
+    pytest.mark.skipif(not os.environ.get("TIERWISE_CALENDAR"), reason="make bench-calendar, on a quiet machine"),
+]
 
 ZONE = "Europe/Berlin"
 PRICES = {"paid": PAID}
