@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from tierwise.core import engines
-from tierwise.render import autoscaler
 from tierwise.render.envoy import bootstrap
 from tierwise.runtime import zones
 
@@ -54,7 +53,7 @@ def test_every_scaling_metric_of_a_preset_has_a_rule() -> None:
     assert listed is not None
     assert sorted(re.findall(r'"([^"]+)"', listed[1])) == sorted(engines.scaling_metrics())
     assert 'replace ":" "_"' in text
-    assert autoscaler.pod_metric("vllm:num_requests_running") == "vllm_num_requests_running"
+    assert engines.pod_metric("vllm:num_requests_running") == "vllm_num_requests_running"
 
 
 def described(values: Any, schema: dict[str, Any], path: str = "") -> None:

@@ -79,7 +79,7 @@ def factor(streams: Iterable[Stream], price_per_hour: float) -> float:
     level = sum(each.level * each.share * each.load for each in used)
     if level <= 0:
         return 1.0
-    loads, weights = _seen(used)
+    loads, weights = _seen(used, level)
     chance, chances = _by_chance(used, level)
     loads = np.concatenate((loads / level, chance))
     weights = np.concatenate((weights * (1 - PRIOR) / weights.sum(), chances * PRIOR))
@@ -95,12 +95,11 @@ def factor(streams: Iterable[Stream], price_per_hour: float) -> float:
     return max(1.0, float(loads[min(last, len(loads) - 1)]), present / level)
 
 
-def _seen(used: list[Stream]) -> tuple[Floats, Floats]:
-    """Loads that requests met in the last hour, at the present level, and the requests' weights."""
+def _seen(used: list[Stream], now: float) -> tuple[Floats, Floats]:
+    """Loads that requests met in the last hour, at the level `now` of all, and the requests' weights."""
     times = max((each.samples for each in used), key=len)
     count = len(times)
-    means, peaks, usual, busy, asked = (np.zeros(count) for _ in range(5))
-    extra = np.zeros(count)
+    means, extra, usual, busy, asked = (np.zeros(count) for _ in range(5))
     for each in used:
         each_load = each.share * each.load
         rate, peak, share, level = _aligned(each, count)
@@ -109,7 +108,6 @@ def _seen(used: list[Stream]) -> tuple[Floats, Floats]:
         extra = np.maximum(extra, (peak - rate) * each_load)
         busy += share * rate
         asked += rate
-    now = sum(each.level * each.share * each.load for each in used)
     stamps = np.array([sample.time.timestamp() for sample in times])
     later = np.minimum(np.searchsorted(stamps, stamps + _SETTLING_SECONDS), count - 1)
     scale = np.clip(now / np.maximum(np.maximum(usual, usual[later]), 1e-12), _LEAST_SCALE, _MOST_SCALE)

@@ -157,6 +157,14 @@ def signal_metric(spec: InCluster) -> str:
     return names[0] if names else ""
 
 
+def pod_metric(name: str) -> str:
+    """Name under which the metrics API serves an engine's metric: paths take no colon.
+
+    The chart carries the rules (prometheus-adapter's format) that map one to the other.
+    """
+    return name.replace(":", "_")
+
+
 def scaling_metrics() -> tuple[str, ...]:
     """All metrics that a preset lets an autoscaler watch, sorted: the metrics API needs a rule for each."""
     return tuple(

@@ -264,7 +264,7 @@ def _running_target(world: World, key: Key) -> int | None:
     try:
         pods = metrics[0]["pods"] if metrics else None
         # Of another signal, which the spec named before, nothing can be learnt.
-        if pods is None or pods["metric"]["name"] != engines.signal_metric(inside).replace(":", "_"):
+        if pods is None or pods["metric"]["name"] != engines.pod_metric(engines.signal_metric(inside)):
             return None
         shown = int(pods["target"]["averageValue"])
     except (KeyError, TypeError, ValueError):

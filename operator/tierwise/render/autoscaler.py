@@ -55,14 +55,6 @@ def autoscaler(
     }
 
 
-def pod_metric(name: str) -> str:
-    """Name under which the metrics API serves an engine's metric: paths take no colon.
-
-    The chart carries the rules (prometheus-adapter's format) that map one to the other.
-    """
-    return name.replace(":", "_")
-
-
 def _target(spec: InCluster, bounds: ReplicaBounds) -> Decimal:
     """The user's, else what the loop measured to be a full replica, else the preset's."""
     if spec.autoscaling.target is None and bounds.running_target is not None:
@@ -80,7 +72,7 @@ def _metric(spec: InCluster, bounds: ReplicaBounds) -> dict[str, Any]:
         }
     return {
         "pods": {
-            "metric": {"name": pod_metric(engines.signal_metric(spec))},
+            "metric": {"name": engines.pod_metric(engines.signal_metric(spec))},
             "target": {"averageValue": _quantity(target), "type": "AverageValue"},
         },
         "type": "Pods",
