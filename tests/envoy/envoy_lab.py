@@ -315,6 +315,8 @@ class Lab:
             *("--disable-hot-restart", "--service-node", name, "--service-cluster", "tierwise", "-l", "warning"),
             *("--service-zone", self.zone, "--component-log-level", "config:error"),
             *("--file-flush-interval-msec", "100"),
+            # As the chart starts it. Without, each answer closes its connection by chance only, for ten minutes.
+            *("--drain-time-s", "15", "--drain-strategy", "immediate"),
             stdout=log,
             stderr=log,
         )
