@@ -76,6 +76,20 @@ def test_a_month_that_ends_by_two_clocks_loses_nothing(ahead: float) -> None:
     assert abs(earlier - 200 * 6 * EACH) <= Decimal(str(abs(ahead) + ROUND_SECONDS)) * 6 * EACH
 
 
+def test_what_was_first_read_after_a_month_had_ended_is_charged_to_that_month() -> None:
+    """The budget was made while the reader was on its way through a day that nobody had scraped."""
+    server = made(END - timedelta(seconds=60))
+    rounds(server, 120, measured=False)
+    assert both_months(server) == (0, 0)
+    for server.ahead_seconds in (-60.0, 0.0):  # read apart at the month's end
+        server.measure(60.0)
+    server.carry_out(planner.plan(server.world()))
+    earlier, now = both_months(server)
+    assert (earlier, now) == (60 * 6 * EACH, 60 * 6 * EACH)
+    [day] = account(server).book.earlier
+    assert day == END - timedelta(days=1)
+
+
 def test_a_round_is_made_when_a_month_ends() -> None:
     server = made(END - timedelta(seconds=18))
     rounds(server, 5)

@@ -310,11 +310,14 @@ def settled(book: Book) -> Book:
     return pen.done()
 
 
-def turned(book: Book, zone: str) -> Book:
-    """The book of the period after: this one's lines, by day, are the earlier ones."""
+def turned(book: Book, zone: str, end: datetime) -> Book:
+    """The book of the period after: this one's lines, by day, are the earlier ones.
+
+    Its last day is among them, whatever is known of it: what is counted late is written there.
+    """
     done = settled(book)
     by_day = [*done.days.items(), *((day(start, zone), lines) for start, lines in done.hours.items())]
-    return Book(earlier=merged(by_day))
+    return Book(earlier=merged([*by_day, (day(end - timedelta(microseconds=1), zone), {})]))
 
 
 def narrowed(book: Book, start: datetime, zone: str) -> Book:

@@ -36,8 +36,9 @@ def turned(account: Account, start: datetime, end: datetime, zone: str) -> Accou
             for tier in sorted(begin.keys() | {tier for tier, until in counted.items() if until > start})
         },
         seen=account.seen,
-        book=book.turned(account.book, zone),
-        earlier_until=max(counted.values(), default=None),
+        book=book.turned(account.book, zone, account.end),
+        # Where nothing was counted yet, all of it may still come.
+        earlier_until=max(counted.values(), default=account.start),
         currency=account.currency,
     )
 
