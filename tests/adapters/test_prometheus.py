@@ -384,7 +384,8 @@ async def test_namespaces_with_different_checkpoints_count_from_their_own():
     source.close()
 
 
-async def test_a_namespace_that_is_new_while_a_long_gap_is_read_is_counted_from_then_on():
+@pytest.mark.parametrize("second", [5, 20, 60])
+async def test_a_namespace_that_is_new_while_a_long_gap_is_read_is_counted_from_then_on(second):
     """Nobody scraped for a day, and reading that takes several rounds: its first tokens are no baseline."""
     now = NOW.timestamp()
     history = History(*grown(now - 30, now + 60))
@@ -401,7 +402,7 @@ async def test_a_namespace_that_is_new_while_a_long_gap_is_read_is_counted_from_
     later = ("team-b", "frontier")
     await source.read(Targets(external=frozenset({FRONTIER}), ledger_since={"team-a": (now - 22 * 3600,)}), NOW)
     total = 0.0
-    for seconds in (5, 60, 60, 60, 60, 60, 60, 60, 60, 60, 60, 60, 60):
+    for seconds in (second, *[60] * 12):
         targets = Targets(external=frozenset({FRONTIER, later}))
         history.now = now + seconds
         found = await source.read(targets, NOW + timedelta(seconds=seconds))

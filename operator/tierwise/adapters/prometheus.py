@@ -94,6 +94,7 @@ class Prometheus:
         self._running: concurrent.futures.Future[Any] | None = None
         self._cursor = usage.Cursor()
         self._reached: float | None = None
+        self._asked: float | None = None
         self._marks: list[float] = []
         self._deadline = 0.0
 
@@ -104,7 +105,7 @@ class Prometheus:
     def forget_usage(self) -> None:
         """Start counting usage anew: another replica was deciding meanwhile."""
         self._cursor = usage.Cursor()
-        self._reached = None
+        self._reached = self._asked = None
 
     async def read(self, targets: Targets, now: datetime) -> Signals:
         """All signals for the targets.
@@ -120,8 +121,10 @@ class Prometheus:
             self._cursor = replace(self._cursor, since=since)
         elif self._cursor.time is None and self._cursor.since:
             # On the way through a gap in which nobody scraped: what came into being meanwhile has no past there.
-            new = {name: now.timestamp() for name, _ in targets.tiers if name not in self._cursor.since}
+            begin = now.timestamp() if self._asked is None else self._asked
+            new = {name: begin for name, _ in targets.tiers if name not in self._cursor.since}
             self._cursor = replace(self._cursor, since={**self._cursor.since, **new})
+        self._asked = now.timestamp()
         found = await self._in_thread(self._ask, targets)
         health = answers.by_q(found["gateway_health"])
         gateways_up = answers.gateways_up(health)
