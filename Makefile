@@ -82,10 +82,6 @@ OUTAGE_SECONDS ?= 600
 bench-outage: setup cluster-binaries  ## Ten minutes without Prometheus: print the provider's bill beside ledger, bound and rungs
 	TIERWISE_OUTAGE_SECONDS=$(OUTAGE_SECONDS) $(PYTEST) e2e/test_budget_integrity_outage.py --timeout=1800 -s
 
-.PHONY: bench-calendar
-bench-calendar: setup cluster-binaries  ## A month's end and a clock change, live, against the provider's bill (5 minutes, quiet machine)
-	TIERWISE_CALENDAR=1 $(PYTEST) e2e/test_budget_integrity_calendar.py --timeout=600 -s
-
 .PHONY: bench-dataplane soak
 bench-dataplane: setup  ## Print what each filter of the gateway costs against plain Envoy (5 minutes)
 	$(BIN)/python tests/envoy/bench_dataplane.py
