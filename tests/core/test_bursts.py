@@ -114,3 +114,16 @@ def test_the_first_minutes_of_a_step_are_no_burst_of_the_new_level():
     assert planned([stream(stepped)]) == pytest.approx(planned([stream(steady)]), rel=0.02)
     fallen = [200.0] * 30 + [100.0] * 40
     assert planned([stream(fallen)]) == pytest.approx(planned([stream([100.0] * 70)]), rel=0.02)
+
+
+def test_classes_are_compared_by_time_though_one_of_them_was_not_measured_for_a_while():
+    """One is busy when the other is not; three windows of one are missing, and nothing becomes busier by that."""
+    odd, even = (stream([150.0 if number % 6 < 3 else 50.0 for number in range(first, first + 60)]) for first in (0, 3))
+    gap = replace(even, samples=(*even.samples[:50], *even.samples[53:]))
+    assert planned([odd, gap]) == pytest.approx(planned([odd, even]), rel=0.05)
+
+
+def test_a_class_that_was_measured_between_the_others_windows_counts_with_the_nearest():
+    odd, even = (stream([150.0 if number % 6 < 3 else 50.0 for number in range(first, first + 60)]) for first in (0, 3))
+    later = [each._replace(time=each.time + timedelta(seconds=9)) for each in even.samples]
+    assert planned([odd, replace(even, samples=tuple(later))]) == pytest.approx(planned([odd, even]), rel=0.05)

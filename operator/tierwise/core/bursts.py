@@ -99,16 +99,16 @@ def _seen(used: list[Stream], now: float) -> tuple[Floats, Floats]:
     """Loads that requests met in the last hour, at the level `now` of all, and the requests' weights."""
     times = max((each.samples for each in used), key=len)
     count = len(times)
+    stamps = np.array([sample.time.timestamp() for sample in times])
     means, extra, usual, busy, asked = (np.zeros(count) for _ in range(5))
     for each in used:
         each_load = each.share * each.load
-        rate, peak, share, level = _aligned(each, count)
+        rate, peak, share, level = _aligned(each, stamps)
         means += rate * each_load
         usual += level * each_load
         extra = np.maximum(extra, (peak - rate) * each_load)
         busy += share * rate
         asked += rate
-    stamps = np.array([sample.time.timestamp() for sample in times])
     later = np.minimum(np.searchsorted(stamps, stamps + _SETTLING_SECONDS), count - 1)
     scale = np.clip(now / np.maximum(np.maximum(usual, usual[later]), 1e-12), _LEAST_SCALE, _MOST_SCALE)
     peaks = (means + extra) * scale
@@ -117,13 +117,16 @@ def _seen(used: list[Stream], now: float) -> tuple[Floats, Floats]:
     return np.concatenate((peaks, means * scale)), np.concatenate((seconds * share, seconds * (1 - share)))
 
 
-def _aligned(each: Stream, count: int) -> tuple[Floats, ...]:
-    """Rates, peaks, shares and levels of the last `count` windows; before the first one the present level."""
-    rows = np.array([sample[1:] for sample in each.samples], dtype=np.float64)[-count:]
-    missing = count - len(rows)
-    if missing:
-        rows = np.concatenate((np.tile([each.level, each.level, 0.0, each.level], (missing, 1)), rows))
-    return rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3]
+def _aligned(each: Stream, stamps: Floats) -> tuple[Floats, ...]:
+    """Rates, peaks, shares and levels of the windows nearest to these moments; the present level where none is near."""
+    rows = np.array([sample[1:] for sample in each.samples], dtype=np.float64)
+    mine = np.array([sample.time.timestamp() for sample in each.samples])
+    after = np.minimum(np.searchsorted(mine, stamps), mine.size - 1)
+    before = np.maximum(after - 1, 0)
+    nearest = np.where(stamps - mine[before] < mine[after] - stamps, before, after)
+    found = rows[nearest]
+    found[np.abs(mine[nearest] - stamps) > _LONGEST.total_seconds()] = (each.level, each.level, 0.0, each.level)
+    return found[:, 0], found[:, 1], found[:, 2], found[:, 3]
 
 
 def _spans(times: list[datetime]) -> Floats:
