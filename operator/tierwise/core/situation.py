@@ -256,9 +256,12 @@ def _tier_view(world: World, memory: LoopMemory, key: Key) -> TierView:
 
 def _running_target(world: World, key: Key) -> int | None:
     """What the autoscaler shows, where the loop wrote it: it outlives a restart there."""
-    inside, child = world.tiers[key].spec.in_cluster, world.autoscalers.get(key)
+    tier, child = world.tiers[key], world.autoscalers.get(key)
+    inside = tier.spec.in_cluster
     if inside is None or child is None or not learns_target(inside):
         return None
+    if tier.status.observed_generation != tier.metadata.generation:
+        return None  # written for another spec, which may have named a target
     spec = child.manifest.get("spec")
     metrics = spec.get("metrics") if isinstance(spec, Mapping) else None
     try:
