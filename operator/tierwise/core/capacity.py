@@ -70,6 +70,7 @@ class Observation:
         ttft_p95_seconds: 95th percentile, None when unknown.
         waiting: requests queued per ready replica. running: requests decoded per ready replica.
         parts: (multiple of `work_rate`, share of the tokens): how uneven the window was; empty: not known.
+        derived: the inter-token time is not measured, but derived from running requests and the window's tokens.
     """
 
     work_rate: float
@@ -79,6 +80,7 @@ class Observation:
     waiting: float
     running: float
     parts: tuple[tuple[float, float], ...] = ()
+    derived: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ class Capacity:
         running_scale: requests that a replica runs at half of its saturation; None when unknown.
         queued: observations in a row that showed a queue.
         observations: how many went in, of replicas at work; 0 means that all is declared or assumed.
+        covered: share of a first window of work that they covered, up to 1.
         normal: sufficient statistics of the fit (s11, s12, s22, t1, t2).
     """
 
@@ -107,6 +110,7 @@ class Capacity:
     carried: float = 0.0
     running_scale: float | None = None
     observations: int = 0
+    covered: float = 0.0
     normal: tuple[float, float, float, float, float] | None = None
 
     @property
@@ -150,6 +154,7 @@ def observe(
     if count < 1 or generated is None or prompts is None or running is None:
         return None
     mean = get("inter_token_mean_seconds")
+    derived = mean is None
     if mean is None and generated > 0 and running > 0:
         # Little's law: `running` sequences, each a token per inter-token time.
         mean = running / generated
@@ -163,6 +168,7 @@ def observe(
         waiting=(get("waiting") or 0.0) / count,
         running=running / count,
         parts=parts,
+        derived=derived,
     )
 
 
@@ -217,6 +223,11 @@ def learn(capacity: Capacity, seen: Observation, objectives: Iterable[Objective]
     objectives = tuple(objectives)
     if seen.work_rate <= 0:
         return replace(_learn_queue(_tried_again(capacity, objectives, news), seen), queued=0)
+    covered = min(1.0, capacity.covered + news)
+    capacity = replace(capacity, covered=covered)
+    if seen.derived and covered < 1 and capacity.idle_inter_token_seconds is None:
+        # What runs now over the tokens of a window that was empty: a load that begins would look as slow as can be.
+        return capacity
     updated = _fit(capacity, seen, objectives)
     rho = min(seen.work_rate / updated.saturation, 0.95)
     updated = _learn_ttft(updated, seen, rho)
