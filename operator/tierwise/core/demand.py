@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from tierwise.core import capacity
+from tierwise.core import capacity, shift
 from tierwise.core.signals import ClassKey, ClassSignals, Missing, Signals, value_of
 
 MAX_SAMPLES = 600
@@ -27,7 +27,8 @@ BURST_SECONDS = 10.0
 """The busiest part of a window that gateways report apart."""
 
 LEVEL_SECONDS, HELD_SECONDS = 1200.0, 600.0
-"""Time constant of a class's level, which never leaves what the window of stabilisation saw: 10 minutes by default."""
+"""Time constant of a class's level, which never leaves what the window of stabilisation saw: 10 minutes by default. A
+fall that lasts (`core.shift`) is the new level at once."""
 
 _TOKEN_GAIN = 0.3
 """Share of a new window's mean token counts in the smoothed ones."""
@@ -75,7 +76,8 @@ class Sample(NamedTuple):
     Attributes:
         time: aware UTC. rate: requests/s.
         peak: requests/s in the busiest ten seconds, at least `rate`. share: of the window's requests, in these.
-        level: requests/s that were usual then: the mean of some time before, held within the last minutes.
+        level: requests/s that were usual then: the mean of some time before, held within the last minutes, or of the
+            time since a fall that has lasted.
     """
 
     time: datetime
@@ -218,6 +220,11 @@ def _sample(before: Sequence[Sample], seen: Measured, held_seconds: float) -> Sa
     gain = max(1 - math.exp(-elapsed / LEVEL_SECONDS), elapsed / (elapsed + so_far))
     level = before[-1].level + gain * (rate - before[-1].level)
     start = seen.time - timedelta(seconds=held_seconds)
+    rates = [*(sample.rate for sample in before), rate]
+    # A fall that has lasted is no matter of time constants.
+    since = shift.fallen([*(sample.time for sample in before), seen.time], rates, seen.window_seconds)
+    if since is not None:
+        level = sum(rates[since:]) / (len(rates) - since)
     late = [sample.rate for sample in before if sample.time > start] + [rate]
     return Sample(seen.time, rate, peak, share, min(max(level, min(late)), max(late)))
 
