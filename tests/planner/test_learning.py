@@ -7,26 +7,8 @@ from api_server import Demand, Server, Truth, external, in_cluster, policy, rout
 from tierwise import planner
 from tierwise.core.signals import Missing, Reading
 
-TIERS = [{"name": "own", "weight": 100}, {"name": "provider", "weight": 0}]
 WINDOW = 15.0
 REQUEST_SECONDS = 6.0
-
-
-def server(cls=Server, *, rps="2", demand=None, truth=None, start="own", noise=0.0):
-    rebalance = {"interval": "2s", "cooldown": "8s", "maxStepPercent": 50, "minSavingPercent": 5}
-    tiers = [{"name": each["name"], "weight": 100 * (each["name"] == start)} for each in TIERS]
-    objective = {"ttftP95": "2s", "interTokenP95": "100ms"}
-    return cls(
-        [
-            in_cluster("own", price="1.00", low=1, high=6, rps=rps, startup=5),
-            external("provider", prices=("20.00", "60.00")),
-            policy("chat", [route("all", tiers, objective=objective)], rebalance=rebalance),
-        ],
-        {("chat", "all"): demand or Demand(1.8, prompt=150, completion=200)},
-        {"own": truth or Truth(idle_itl=0.025, saturation=1400.0)},
-        startup_seconds=5.0,
-        noise=noise,
-    )
 
 
 class Began(Server):
@@ -76,15 +58,24 @@ def rounds(made, count, seconds=2.0):
         made.later(seconds)
 
 
-def known(made):
-    return made.store.memory.tiers["legal", "own"].capacity
-
-
 def test_a_load_that_has_only_just_begun_takes_no_capacity_away():
     """Running requests over the tokens of a window that is nearly empty look like a replica as slow as can be."""
-    made = server(Began, demand=Demand(0.0, prompt=150, completion=200))
+    tiers = [{"name": "own", "weight": 100}, {"name": "provider", "weight": 0}]
+    objective = {"ttftP95": "2s", "interTokenP95": "100ms"}
+    rebalance = {"interval": "2s", "cooldown": "8s", "maxStepPercent": 50, "minSavingPercent": 5}
+    demand = Demand(0.0, prompt=150, completion=200)
+    made = Began(
+        [
+            in_cluster("own", price="1.00", low=1, high=6, rps="2", startup=5),
+            external("provider", prices=("20.00", "60.00")),
+            policy("chat", [route("all", tiers, objective=objective)], rebalance=rebalance),
+        ],
+        {("chat", "all"): demand},
+        {"own": Truth(idle_itl=0.025, saturation=1400.0)},
+        startup_seconds=5.0,
+    )
     rounds(made, 10)
-    made.demands["chat", "all"].rate = 1.8
+    demand.rate = 1.8
     rounds(made, 90)
     assert made.weights("chat", "all") == {"own": 100, "provider": 0}
-    assert known(made).saturation * 0.7 > 245 * 1.8
+    assert made.store.memory.tiers["legal", "own"].capacity.saturation * 0.7 > 245 * 1.8
