@@ -1,4 +1,7 @@
+import random
 from datetime import UTC, datetime, timedelta
+
+import pytest
 
 from tierwise.core import demand
 from tierwise.core.demand import History, Measured, Sample
@@ -104,3 +107,38 @@ def test_tokens_of_a_tier_are_its_own_where_known():
     assert found.tokens_on("a") == (100.0, 50.0)
     assert found.tokens_on("b") == (100.0, 50.0)
     assert found.tokens_known
+
+
+def tokens_after(windows):
+    history = History()
+    for number, tokens in enumerate(windows):
+        rates = dict.fromkeys(tokens, 1.0)
+        seen = Measured(NOW + timedelta(seconds=60 * number), float(len(tokens)), tokens=tokens, rates=rates)
+        history = demand.remember(history, seen)
+    return history.tokens
+
+
+def test_tokens_of_a_tier_without_requests_follow_those_of_the_others():
+    both = [{"a": (100.0, 300.0), "b": (100.0, 600.0)}] * 20
+    found = tokens_after([*both, *[{"a": (200.0, 450.0)}] * 40])
+    assert found["b"] == pytest.approx((200.0, 900.0), rel=1e-3)
+    # Back again, nothing is left of the way there.
+    back = tokens_after([*both, *[{"a": (200.0, 450.0)}] * 40, *[{"a": (100.0, 300.0)}] * 40])
+    assert back["b"] == pytest.approx((100.0, 600.0), rel=1e-3)
+
+
+def test_they_do_not_drift_and_odd_answers_price_no_tier_out():
+    source = random.Random(3)
+    both = [{"a": (100.0, 300.0), "b": (100.0, 600.0), "c": (100.0, 300.0)}] * 20
+
+    def noisy():
+        return {tier: (100.0, 300.0 * source.lognormvariate(0, 0.3)) for tier in source.sample(["a", "c"], 2)}
+
+    drifted = tokens_after([*both, *(noisy() for _ in range(3000))])["b"][1]
+    assert 400 < drifted < 900
+    silent = tokens_after([*both, *[{"a": (100.0, 0.0)}] * 60])["b"][1]
+    assert silent >= 200
+    long = tokens_after([*both, *[{"a": (100.0, 30000.0)}] * 60])["b"][1]
+    assert long <= 1800
+    # Nobody tells of a tier that never was beside another.
+    assert tokens_after([{"b": (100.0, 600.0)}, {"a": (500.0, 900.0)}])["b"] == (100.0, 600.0)

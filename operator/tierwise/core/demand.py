@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from tierwise.core import capacity, shift
 from tierwise.core.signals import ClassKey, ClassSignals, Missing, Signals, value_of
@@ -33,6 +33,9 @@ fall that lasts (`core.shift`) is the new level at once."""
 _TOKEN_GAIN = 0.3
 """Share of a new window's mean token counts in the smoothed ones."""
 
+_FOLLOWED = 3.0
+"""Factor by which tokens of a tier without requests follow those of others at most."""
+
 _JUMP = 1.3
 """A window this much above the two before it is a jump, and believed at once."""
 
@@ -47,6 +50,10 @@ _SETTLED = timedelta(seconds=0.9 * KEEP_SECONDS)
 DEFAULT_PROMPT_TOKENS = 512.0
 DEFAULT_COMPLETION_TOKENS = 256.0
 """Assumed for a class that has had no request with usage yet; such a forecast says `estimated`."""
+
+
+Tokens: TypeAlias = Mapping[str, tuple[float, float]]
+"""Tier -> (prompt, completion) tokens per request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +101,12 @@ class History:
     Attributes:
         samples: oldest first, one per answer of Prometheus, older ones thinned.
         tokens: tier name -> smoothed (prompt, completion) tokens per request; "" is the class's mean over tiers.
+        beside: tier name -> tokens on all tiers that got requests when it last did.
     """
 
     samples: tuple[Sample, ...] = ()
     tokens: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    beside: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,12 +208,39 @@ def remember(
     tokens = dict(history.tokens)
     for tier, measured in seen.tokens.items():
         tokens[tier] = _smooth(tokens.get(tier), measured)
+    tokens |= _followed(history.beside, tokens, seen)
     weight = sum(seen.rates[tier] for tier in seen.tokens)
     if weight > 0:
         prompt = sum(seen.rates[tier] * pair[0] for tier, pair in seen.tokens.items()) / weight
         completion = sum(seen.rates[tier] * pair[1] for tier, pair in seen.tokens.items()) / weight
         tokens[""] = _smooth(tokens.get(""), (prompt, completion))
-    return replace(history, samples=samples, tokens=dict(sorted(tokens.items())))
+    own = {tier: tokens[tier] for tier in sorted(seen.tokens)}
+    beside = dict(history.beside) | dict.fromkeys(sorted(seen.tokens), own)
+    return replace(history, samples=samples, tokens=dict(sorted(tokens.items())), beside=beside)
+
+
+def _followed(beside: Mapping[str, Tokens], after: Tokens, seen: Measured) -> Tokens:
+    """Tiers that got none of the class's requests: what they would generate has changed since as it has elsewhere.
+
+    Told from what the tiers that both then and now got some generated then and generate now; never more than by the
+    factor `_FOLLOWED`, lest a few odd requests price a tier out for good.
+    """
+    found: dict[str, tuple[float, float]] = {}
+    for tier, then in beside.items():
+        if tier in seen.tokens or tier not in then:
+            continue
+        factors = []
+        for part in (0, 1):
+            both = [
+                other
+                for other in seen.tokens
+                if other in then and seen.rates[other] > 0 and then[other][part] > 0 and after[other][part] > 0
+            ]
+            old = sum(seen.rates[other] * then[other][part] for other in both)
+            new = sum(seen.rates[other] * after[other][part] for other in both)
+            factors.append(min(max(new / old, 1 / _FOLLOWED), _FOLLOWED) if old > 0 else 1.0)
+        found[tier] = (then[tier][0] * factors[0], then[tier][1] * factors[1])
+    return found
 
 
 def _sample(before: Sequence[Sample], seen: Measured, held_seconds: float) -> Sample:
