@@ -17,7 +17,7 @@ from tierwise.core.problem import Problem
 from tierwise.core.signals import ClassKey
 from tierwise.core.situation import ClassView, Situation, TierView, learns_target
 
-BAND = 0.06
+BAND = 0.05
 """Half-width of the dead band, in shares of the safe capacity: up when load exceeds head-room plus this, down when
 one replica
 fewer would carry it with head-room less this."""

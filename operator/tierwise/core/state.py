@@ -12,8 +12,9 @@ from tierwise.core.situation import ClassView, Situation, TierView
 
 Factors = Mapping[str, float]
 
-START_SPREAD_SECONDS = 1800.0
-"""A replica's start-up is charged as if it then ran this long: cheap for short starts, dear for long ones."""
+START_SPREAD_SECONDS = 600.0
+"""A replica's start-up is charged as if it then ran this long: cheap for short starts, dear for long ones. Those
+that are started to save a little often run no longer."""
 
 PASSED = 0.9
 """Share of a provider's limit that gateways let through for long: the rest is for bursts."""
