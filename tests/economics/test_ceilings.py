@@ -29,7 +29,7 @@ def test_floors_give_way_before_requests_are_denied(hour):
 
 def test_a_ceiling_far_too_low_denies_and_holds(hour):
     scenario, base = hour
-    found = ceilings.capped_run(scenario, 0.1 * sum(base.cost), Options())
+    found = ceilings.capped_run(scenario, 0.05 * sum(base.cost), Options())
     assert found.denied > 10
     assert "Deny" in found.actions
     assert found.overspend < 25  # the replicas that a tier has at least are paid for all the same

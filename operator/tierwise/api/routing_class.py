@@ -130,6 +130,13 @@ class Objective(ApiModel):
     """95th percentile of the whole request's time, such as "30s"."""
 
 
+class FloorHolds(StrEnum):
+    """Of what a quality floor is the mean."""
+
+    ALWAYS = "Always"
+    ON_AVERAGE = "OnAverage"
+
+
 class QualityFloor(ApiModel):
     """The least quality that the class's mix of tiers may have, in the class's task."""
 
@@ -147,6 +154,9 @@ class QualityFloor(ApiModel):
     """Least mean score of the mix, as a quoted decimal number from 0 to 1, such as "0.90"."""
     max_loss_percent: LossPercent | None = None
     """Most that the mix's mean score may lie below that of spec.referenceTier, in percentage points, such as "1"."""
+    holds: FloorHolds = FloorHolds.ALWAYS
+    """Always: every mix keeps the floor. OnAverage: all requests together keep it. Mixes are better while quality is
+    cheap, and worse while it is dear, by no more than was earned before."""
 
 
 class TierRef(ApiModel):

@@ -127,7 +127,10 @@ def _binding(problem: Problem, item: Usable, mix: Mapping[str, float], replicas:
     """What keeps a class from a cheaper mix: the first that applies; empty for none."""
     score = sum(mix[pair.tier] * (pair.score or 0.0) for pair in item.pairs)
     unreachable = any(entry.kind == "FloorUnreachable" for entry in item.relaxed)
-    tight = item.floor is not None and score < item.floor + 1e-4 and len({pair.score for pair in item.pairs}) > 1
+    scores = {pair.score for pair in item.pairs}
+    # One that holds on average has a price instead.
+    weighed = item.load.worth is not None and item.load.worth.below > 0
+    tight = item.floor is not None and len(scores) > 1 and (weighed or score < item.floor + 1e-4)
     bounded = any(
         (pair.max_share < 1 and mix[pair.tier] > pair.max_share - 1e-4)
         or (pair.min_share > 0 and mix[pair.tier] < pair.min_share + 1e-4)

@@ -50,7 +50,7 @@ def _lifted(stated: Problem, load: ClassLoad, word: str) -> Problem:
         }
         return replace(stated, tiers=wide)
     if word == "Floor":
-        lifted = replace(load, floor=None)
+        lifted = replace(load, floor=None, worth=None)
     elif word == "Objective":
         lifted = replace(load, pairs=tuple(replace(pair, limit=max(pair.limit, 0.9)) for pair in load.pairs))
     else:

@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 
-from tierwise.core import afford, balance, counterfactual, moves, problem, scaling, state
+from tierwise.core import afford, balance, counterfactual, credit, moves, problem, scaling, state, worth
 from tierwise.core.damping import LastMove
 from tierwise.core.decision import Decision
 from tierwise.core.memory import ClassMemory, LoopMemory, TierMemory
 from tierwise.core.moves import Answers
 from tierwise.core.problem import Option, Problem, Solution
+from tierwise.core.quality import Floor
+from tierwise.core.signals import ClassKey
 from tierwise.core.situation import Situation
 
 _SAME_FACTOR = 0.03
@@ -38,7 +40,8 @@ def decide(situation: Situation) -> Decision:
     kept = scaling.keep(stated, current, planned)
     stay = replace(present, cost_per_hour=problem.cost_of(stated, kept, current), replicas=kept)
     meanwhile = free if _carried(now, free) else afford.solve(now) or free
-    answers = Answers(stated, free, now, meanwhile, stay.cost_per_hour, recommended)
+    gain = problem.worth_of(stated, free.shares) - problem.worth_of(stated, current)
+    answers = Answers(stated, free, now, meanwhile, stay.cost_per_hour, recommended, gain)
     classes = {view.key: moves.move(situation, view, answers) for view in situation.classes}
     tiers = {
         name: scaling.decide(situation, tier, answers, classes)
@@ -58,10 +61,24 @@ def decide(situation: Situation) -> Decision:
         free,
         _downgrade(situation, answers),
         free.cost_per_hour if without is None else without,
+        worth.prices(stated, _averaged(situation)),
     )
     if not made.moved:
         return made
     return replace(made, options=(*_options(stated), *counterfactual.without(stated, free.binding), stay, chosen))
+
+
+def _averaged(situation: Situation) -> dict[ClassKey, Floor]:
+    """Floors that hold on average, of classes whose requests are known well enough to price them."""
+    return {
+        view.key: view.promised
+        for view in situation.classes
+        if view.promised is not None
+        and view.memory.credit is not None
+        and view.movable
+        and view.demand is not None
+        and view.demand.tokens_known
+    }
 
 
 def _stated(situation: Situation) -> tuple[Problem, float | None, Solution | None]:
@@ -152,6 +169,9 @@ def remember(memory: LoopMemory, namespace: str, decision: Decision, now: dateti
             elif _shown(outcome.weights) == _shown(outcome.wanted):
                 home = None
             classes[key] = replace(classes[key], home=home)
+            held = classes[key].credit
+            if held is not None and key in decision.prices:
+                classes[key] = replace(classes[key], credit=credit.priced(held, decision.prices[key], now))
     for name, tier in decision.tiers.items():
         key_of_tier = (namespace, name)
         entry = tiers.get(key_of_tier, TierMemory())

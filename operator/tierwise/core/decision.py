@@ -1,7 +1,7 @@
 """What a planning round decided about a namespace: the record that statuses, events and children are made from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from tierwise.core.plan import ReplicaBounds
@@ -65,6 +65,7 @@ class Decision:
         without_per_hour: what the best mix would cost if no ceiling asked for a cheaper one, estimated.
         downgrade: cheapest mixes of the classes that budgets downgrade: in the end, and with the replicas that are
             ready; empty when none does.
+        prices: classes whose floor holds on average -> what quality costs them (see `core.worth`).
     """
 
     classes: Mapping[ClassKey, ClassOutcome]
@@ -75,6 +76,7 @@ class Decision:
     solution: Solution | None = None
     downgrade: tuple[Solution, ...] = ()
     without_per_hour: float | None = None
+    prices: Mapping[ClassKey, float] = field(default_factory=dict)
 
     @property
     def moved(self) -> bool:

@@ -23,6 +23,10 @@ def of_decision(seen: Situation, decision: Decision, window: Realising | None) -
         binding = outcome.binding or "None"
         labels = (("binding", binding), ("class", key[2]), where, ("policy", key[1]))
         found.append(Gauge("class_binding", labels, 1.0))
+        held = outcome.view.memory.credit
+        if held is not None and held.rate > 0:
+            named = (("class", key[2]), where, ("policy", key[1]), ("provenance", "Estimated"))
+            found.append(Gauge("quality_credit_hours", named, held.points / held.rate / 3600))
     if decision.solution is not None:
         found.append(Gauge("solver_status", (where, ("status", decision.solution.status)), 1.0))
         kinds = Counter(one.kind for one in decision.solution.relaxed)

@@ -11,8 +11,10 @@ from tierwise.api.meta import Provenance
 from tierwise.api.model_tier import ModelTier
 from tierwise.api.routing_class import RoutingClass
 from tierwise.api.routing_policy import RoutingPolicy
-from tierwise.core import capacity, demand, routing, sensitivity
+from tierwise.core import capacity, credit, demand, promise, routing, sensitivity
 from tierwise.core.capacity import Capacity, Objective
+from tierwise.core.credit import Credit
+from tierwise.core.demand import Measured
 from tierwise.core.memory import ClassMemory, IdleLatency, LoopMemory, TierMemory
 from tierwise.core.signals import ClassKey, Missing, Signals, TierKey, TierSignals, value_of
 from tierwise.core.world import Key, World
@@ -89,7 +91,7 @@ def learn(world: World, max_age_seconds: float) -> LoopMemory:
             startup = max((startup_seconds(one) for one in startups if one is not None), default=0.0)
             held = window_seconds(policy, startup)
             history = demand.remember(entry.history, seen, held_seconds=held)
-            classes[class_key] = replace(entry, history=history)
+            classes[class_key] = replace(entry, history=history, credit=_credit(world, policy, spec, entry, seen))
     for key, tier in sorted(world.tiers.items()):
         if tier.spec.in_cluster is not None:
             _learn_tier(world, key, tier, signals, tiers, classes, max_age_seconds, _news(memory, signals))
@@ -103,6 +105,29 @@ def learn(world: World, max_age_seconds: float) -> LoopMemory:
     for class_key in sorted(classes):
         classes[class_key] = _learn_latency(world, class_key, classes[class_key], signals, tiers, max_age_seconds)
     return replace(memory, signals_time=signals.time, classes=classes, tiers=tiers)
+
+
+def _credit(
+    world: World, policy: RoutingPolicy, spec: RoutingClass, entry: ClassMemory, seen: Measured
+) -> Credit | None:
+    """What a class has earned, where its floor holds on average."""
+    if not promise.on_average(spec):
+        return None
+    tiers = world.tiers_in(policy.metadata.namespace)
+    scores = promise.scores_of(spec.task, tiers)
+    floor = promise.floor_of(policy, spec, scores)
+    if floor is None or floor.value is None:
+        return None
+    cleared = routing.cleared_tiers(spec, tiers, sensitivity.effective(policy, spec))
+    return credit.counted(
+        entry.credit,
+        floor.value,
+        promise.span(spec, scores, cleared),
+        {name: score.value for name, score in scores.items()},
+        seen.rates,
+        now=seen.time,
+        window_seconds=seen.window_seconds,
+    )
 
 
 def startup_seconds(tier: ModelTier) -> float:

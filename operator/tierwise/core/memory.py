@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from tierwise.core.capacity import Capacity
+from tierwise.core.credit import Credit
 from tierwise.core.damping import LastMove
 from tierwise.core.demand import History
 from tierwise.core.ladder import LadderMemory
@@ -32,12 +33,14 @@ class ClassMemory:
     """Demand, last move and latencies (by tier) of one class.
 
     `home`: weights from before requests went elsewhere because replicas were missing; None: they are where they belong.
+    `credit`: of a floor that holds on average; None: there is none, or it holds at all times.
     """
 
     history: History = field(default_factory=History)
     last_move: LastMove | None = None
     latency: Mapping[str, IdleLatency] = field(default_factory=dict)
     home: Mapping[str, int] | None = None
+    credit: Credit | None = None
 
 
 @dataclass(frozen=True, slots=True)

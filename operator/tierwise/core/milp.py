@@ -128,6 +128,7 @@ class Warm:
             objective=float(info.objective_function_value),
             reduced=tuple(found.col_dual),
             rows=tuple(found.row_value),
+            duals=tuple(found.row_dual),
         )
 
 
@@ -141,6 +142,7 @@ class Outcome:
         objective: value of the objective.
         reduced: of a linear programme, one per column: what one more of it would add to the objective, at least.
         rows: one per row: its value.
+        duals: of a linear programme, one per row: what the objective gains by one more of the bound that holds it.
     """
 
     values: tuple[float, ...] | None
@@ -148,6 +150,7 @@ class Outcome:
     objective: float
     reduced: tuple[float, ...] = ()
     rows: tuple[float, ...] = ()
+    duals: tuple[float, ...] = ()
 
 
 def shares(columns: Mapping[K, Mapping[str, int]], values: tuple[float, ...]) -> dict[K, dict[str, float]]:

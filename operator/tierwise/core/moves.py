@@ -32,6 +32,9 @@ _OVERFLOW_PERCENT = 5
 _YIELD_PERCENT = 5
 """Smaller moves of a class whose floor yields to a ceiling are noise: what may be spent moves with every count."""
 
+_CENT = 0.005
+"""Less is not worth a word."""
+
 _SMALL_PERCENT = 2
 """Saving moves below this many points are noise."""
 
@@ -45,6 +48,7 @@ class Answers:
         now: the problem with the replicas that are ready. meanwhile: its solution.
         stay_cost: per hour, of the present weights with the replicas that they keep.
         recommended: solution with mode Recommend taken for Auto; None when no class asks.
+        gain: what the best mix's quality is worth more than the present one's, per hour, where floors hold on average.
     """
 
     stated: Problem
@@ -53,10 +57,11 @@ class Answers:
     meanwhile: Solution
     stay_cost: float
     recommended: Solution | None = None
+    gain: float = 0.0
 
     def saves(self, view: ClassView) -> bool:
         """Whether the best mix is cheaper by as much as the policy asks for."""
-        return damping.worthwhile(self.stay_cost, self.free.cost_per_hour, view.rules.min_saving)
+        return damping.worthwhile(self.stay_cost, self.free.cost_per_hour - self.gain, view.rules.min_saving)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,4 +245,8 @@ def _why(view: ClassView, after: Mapping[str, int], cause: _Cause | None, answer
     text = f"{path} at {rate:.2f} requests/s (measured)"
     if cause is not None:
         return f"{text}: {cause.text}"
-    return f"{text}: estimated {answers.stay_cost:.2f} -> {answers.free.cost_per_hour:.2f} per hour for the namespace"
+    text = f"{text}: estimated {answers.stay_cost:.2f} -> {answers.free.cost_per_hour:.2f} per hour for the namespace"
+    if abs(answers.gain) < _CENT:
+        return text
+    what = "more" if answers.gain > 0 else "less"
+    return f"{text}, and quality that is worth {abs(answers.gain):.2f} {what} where floors hold on average"

@@ -71,6 +71,25 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
+class Worth:
+    """What a class's quality counts for, where its floor holds on average (see `core.credit`).
+
+    Attributes:
+        floor: mean score that is aimed at in the long run.
+        below, above: currency units per request and unit of score, of what is missing to it and of what exceeds it. In
+            between nothing gains by a move.
+    """
+
+    floor: float
+    below: float
+    above: float
+
+    def of(self, score: float) -> float:
+        """Of a mean score, currency units per request: negative below the floor."""
+        return (score - self.floor) * (self.below if score < self.floor else self.above)
+
+
+@dataclass(frozen=True, slots=True)
 class ClassLoad:
     """One class.
 
@@ -81,6 +100,7 @@ class ClassLoad:
         floor: least mean quality.
         uncleared: tiers of the class that its sensitivity rules out.
         yields: the floor gives way to the cost target, as far as that needs it.
+        worth: of quality, where the floor holds on average.
     """
 
     key: ClassKey
@@ -89,6 +109,7 @@ class ClassLoad:
     floor: Floor | None = None
     uncleared: tuple[str, ...] = ()
     yields: bool = False
+    worth: Worth | None = None
 
     @property
     def current(self) -> dict[str, float]:
@@ -243,6 +264,17 @@ def cost_of(problem: Problem, replicas: Mapping[str, int], shares: Mapping[Class
     for load in problem.classes:
         mix = shares.get(load.key, {})
         total += sum(3600 * load.rate * mix.get(pair.tier, 0.0) * pair.cost_per_request for pair in load.pairs)
+    return total
+
+
+def worth_of(problem: Problem, shares: Mapping[ClassKey, Mapping[str, float]]) -> float:
+    """What the quality of these shares is worth against the floors', currency units per hour."""
+    total = 0.0
+    for load in problem.classes:
+        mix = shares.get(load.key)
+        if load.worth is not None and mix:
+            score = sum(mix.get(pair.tier, 0.0) * (pair.score or 0.0) for pair in load.pairs)
+            total += 3600 * load.rate * load.worth.of(score)
     return total
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tierwise.core import milp
-from tierwise.core.problem import Pair, Problem, Usable
+from tierwise.core.problem import Pair, Problem, Usable, Worth
 from tierwise.core.signals import ClassKey
 
 EPSILON_RATE = 1e-3
@@ -77,6 +77,8 @@ class Programme:
         self.users: dict[str, list[User]] = {name: [] for name in sorted(problem.tiers)}
         self.room: dict[str, tuple[int, float]] = {}
         """In-cluster tier -> the row of its capacity, and how much of it a replica adds."""
+        self.floors: dict[ClassKey, int] = {}
+        """Class -> the row of its floor."""
         self._overload: dict[str, int] = {}
         self._excess: dict[str, int] = {}
         self._money: list[tuple[int, float]] = []
@@ -100,6 +102,9 @@ class Programme:
         dearest = 0.0
         for item in self.classes:
             cost = 3600 * max(pair.cost_per_request for pair in item.pairs)
+            if item.load.worth is not None:
+                scores = [pair.score or 0.0 for pair in item.pairs]
+                cost += 3600 * item.load.worth.below * (max(scores) - min(scores))
             loads = [pair.utilisation for pair in item.pairs if pair.utilisation > 0]
             dearest = max(dearest, cost, cost / min(loads) if loads else 0.0)
         return 20 * max(most, dearest, 1e-3)
@@ -147,7 +152,16 @@ class Programme:
             quality = [(columns[pair.tier], pair.score or 0.0) for pair in item.pairs]
             if self.within is not None and item.load.yields:
                 quality.append((self.model.column(cost=_LOSS * rate / self._demand), 1.0))
-            self.model.row(quality, lower=item.floor)
+            self.floors[item.load.key] = self.model.row(quality, lower=item.floor)
+        if item.load.worth is not None:
+            self._worth(item, item.load.worth, seen)
+
+    def _worth(self, item: Usable, worth: Worth, rate: float) -> None:
+        """What is missing to the floor costs more than what exceeds it brings in: convex, so both are columns."""
+        short = self.model.column(cost=self._cost(3600 * rate * worth.below))
+        over = self.model.column(cost=self._cost(-3600 * rate * worth.above), upper=1.0)
+        quality = [(self.shares[item.load.key][pair.tier], pair.score or 0.0) for pair in item.pairs]
+        self.model.row([*quality, (short, 1.0), (over, -1.0)], lower=worth.floor, upper=worth.floor)
 
     def _capacity(self) -> None:
         """Load on a tier stays within replicas times the utilisation that its strictest class in use allows."""

@@ -4,7 +4,7 @@ Step 2 of a planning round. Nothing here decides.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 
@@ -12,7 +12,7 @@ from tierwise.api.in_cluster import AutoscalingProvider, InCluster, ScalingSigna
 from tierwise.api.model_tier import ModelTier
 from tierwise.api.routing_class import RoutingClass
 from tierwise.api.routing_policy import RebalanceMode, RoutingPolicy
-from tierwise.core import ceiling, demand, engines, learning, quality, routing, sensitivity
+from tierwise.core import ceiling, credit, demand, engines, learning, promise, quality, routing, sensitivity
 from tierwise.core.capacity import Capacity, Objective
 from tierwise.core.damping import Rules
 from tierwise.core.hold import NOTHING, Hold
@@ -109,7 +109,8 @@ class ClassView:
         demand: the forecast; None when nothing was ever measured.
         missing: why there is no fresh measurement; None when there is one. Nothing moves meanwhile.
         stale: it has been missing for longer than a sample may be old: now people are told.
-        scores: tier -> quality. floor: in the same scale.
+        scores: tier -> quality. floor: in the same scale, what the mix must keep now.
+        promised: the floor as the policy states it: what `floor` is unless it holds on average.
         objective: what is promised.
         memory: of the class.
     """
@@ -129,6 +130,7 @@ class ClassView:
     stale: bool
     scores: Mapping[str, quality.Score]
     floor: quality.Floor | None
+    promised: quality.Floor | None
     objective: Objective
     memory: ClassMemory
 
@@ -173,18 +175,6 @@ def rules_of(policy: RoutingPolicy) -> Rules:
         min_saving=rebalance.min_saving_percent / 100,
         cooldown_seconds=rebalance.cooldown.seconds,
     )
-
-
-def scores_of(task: str | None, tiers: Mapping[str, ModelTier]) -> dict[str, quality.Score]:
-    """Tier -> declared quality in a task; unknown ones are absent."""
-    if task is None:
-        return {}
-    found: dict[str, quality.Score] = {}
-    for name, tier in sorted(tiers.items()):
-        entry = next((entry for entry in tier.spec.quality if entry.task == task), None)
-        if entry is not None:
-            found[name] = quality.Score(value=float(entry.score), source=entry.source or "")
-    return found
 
 
 def planned_replicas(world: World, key: Key) -> int:
@@ -301,8 +291,8 @@ def _class_view(
     missing = _missing(world, class_key, settings)
     window = learning.window_seconds(policy, startup)
     since = entry.history.samples[-1][0] if entry.history.samples else memory.started
-    scores = scores_of(spec.task, objects)
-    wanted = spec.quality
+    scores = promise.scores_of(spec.task, objects)
+    promised = promise.floor_of(policy, spec, scores)
     return ClassView(
         key=class_key,
         policy=policy,
@@ -324,19 +314,22 @@ def _class_view(
         and since is not None
         and (world.now - since).total_seconds() > settings.max_age_seconds,
         scores=scores,
-        floor=quality.floor(
-            min_score=_number(wanted.min_score) if wanted is not None else None,
-            max_loss_percent=_number(wanted.max_loss_percent) if wanted is not None else None,
-            reference=policy.spec.reference_tier,
-            scores=scores,
-        ),
+        floor=_now(promised, spec, entry, rules),
+        promised=promised,
         objective=learning.objective_of(spec),
         memory=entry,
     )
 
 
-def _number(value: Decimal | None) -> float | None:
-    return float(value) if value is not None else None
+def _now(promised: quality.Floor | None, spec: RoutingClass, entry: ClassMemory, rules: Rules) -> quality.Floor | None:
+    """What the mix must keep now: a floor that holds on average leaves what was earned to be spent."""
+    held = entry.credit
+    if promised is None or promised.value is None or held is None or not entry.history.samples:
+        return promised
+    if not promise.on_average(spec) or not credit.belongs(held, promised.value):
+        return promised
+    value = credit.least(held, entry.history.samples[-1].level, rules.interval_seconds)
+    return replace(promised, value=min(promised.value, value))
 
 
 def _missing(world: World, key: ClassKey, settings: Settings) -> Missing | None:

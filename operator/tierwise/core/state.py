@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tierwise.api.routing_policy import RebalanceMode
-from tierwise.core import bursts, capacity
+from tierwise.core import bursts, capacity, credit, promise
 from tierwise.core.bursts import Stream
-from tierwise.core.problem import ClassLoad, Pair, Problem, Solution, Tier
+from tierwise.core.problem import ClassLoad, Pair, Problem, Solution, Tier, Worth
 from tierwise.core.signals import ClassKey
 from tierwise.core.situation import ClassView, Situation, TierView
 
@@ -209,7 +209,13 @@ def _load(situation: Situation, view: ClassView, dearest: float, factors: Factor
     floor = view.floor if free else None
     rate = 0.0 if view.key in situation.hold.denied else view.demand.ahead
     return ClassLoad(
-        view.key, rate, pairs, floor, view.uncleared, yields=free and view.key in situation.hold.below_floor
+        view.key,
+        rate,
+        pairs,
+        floor,
+        view.uncleared,
+        yields=free and view.key in situation.hold.below_floor,
+        worth=_worth(situation, view) if free else None,
     )
 
 
@@ -243,6 +249,17 @@ def _pair(situation: Situation, view: ClassView, name: str, dearest: float, burs
         max_share=ref.max_weight / 100,
         current=view.weights.get(name, 0) / 100,
     )
+
+
+def _worth(situation: Situation, view: ClassView) -> Worth | None:
+    """What quality counts for, where the floor holds on average; under a ceiling what was earned is spent."""
+    held, promised = view.memory.credit, view.promised
+    if held is None or promised is None or promised.value is None or not promise.on_average(view.spec):
+        return None
+    if not credit.belongs(held, promised.value) or situation.hold.share < 1 or situation.hold.downgraded:
+        return None
+    below, above = credit.worth(held)
+    return Worth(held.floor, below, above) if below > 0 else None
 
 
 def _external_meets(view: ClassView, tier: TierView) -> bool:

@@ -51,6 +51,7 @@ def planner_run(
     cycle = max(1, min(scenario.slots, round(CYCLE_SECONDS / scenario.slot_seconds)))
     if scenario.slots:
         warm_up(runner, scenario, round(WARM_UP_SECONDS / scenario.slot_seconds), cycle=cycle)
+    loop.begin()
     record = run(runner, scenario, scenario.slots, events)
     return metrics.score(scenario, record), record
 

@@ -65,6 +65,7 @@ def capped_run(scenario: Scenario, ceiling_usd: float, options: Options) -> Capp
         fluid.state[name].ready = count
     cycle = max(1, min(scenario.slots, round(CYCLE_SECONDS / seconds)))
     warm_up(runner, scenario, round(WARM_UP_SECONDS / seconds), cycle=cycle)
+    loop.begin()
 
     def begins(_runner: Runner) -> None:
         loop.budget = budget(NAMESPACE, ceiling_usd, LADDER)

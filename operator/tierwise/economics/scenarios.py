@@ -273,7 +273,8 @@ def policy_of(scenario: Scenario) -> RoutingPolicy:
             "name": each.name,
             "task": each.name,
             "match": {"headers": [{"name": "x-class", "value": each.name}]},
-            "quality": {"minScore": _score(scenario.floors[each.name] / 100)},
+            # The scenarios' floors are of all requests of a run.
+            "quality": {"minScore": _score(scenario.floors[each.name] / 100), "holds": "OnAverage"},
             "tiers": [{"name": name, "weight": 100 if name == scenario.reference else 0} for name in names],
         }
         limits = {

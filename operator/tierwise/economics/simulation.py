@@ -316,6 +316,7 @@ def perform(run: Run) -> Run:
     for at in range(rounds):
         runner.step(feed.demand(at % cycle))
     watched.start = 0.0
+    watched.loop.begin()
     watched.loop.budget = strictest(setting)
     if run.speed is not Speed.FLUID:
         runner.fluid = Events(

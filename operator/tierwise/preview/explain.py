@@ -10,8 +10,10 @@ from tierwise import yaml_text
 from tierwise.api.meta import Condition
 from tierwise.api.model_tier import ModelTier
 from tierwise.api.namespace_budget import NamespaceBudget
+from tierwise.api.routing_class import RoutingClass
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.api.routing_policy_status import Binding, ClassStatus, Decision, DecisionInput
+from tierwise.core import promise
 from tierwise.preview.facts import Facts
 
 WIDTH = 110
@@ -99,7 +101,7 @@ def _class(facts: Facts, name: str) -> dict[str, Any]:
         name=name,
         sensitivity=status.sensitivity.value if status is not None and status.sensitivity is not None else None,
         objective=spec.objective.dump() if spec is not None and spec.objective is not None else None,
-        quality=spec.quality.dump() if spec is not None and spec.quality is not None else None,
+        quality=_floor(spec),
         demand=_figure(seen.get("requestsPerSecond")),
         plannedDemand=_figure(seen.get("plannedRequestsPerSecond")),
         promptTokens=_figure(seen.get("promptTokens")),
@@ -284,6 +286,14 @@ def _amount(figure: Mapping[str, Any] | None, unit: str) -> str:
     source = str(figure.get("provenance", "")).lower()
     age = figure.get("ageSeconds")
     return f"{figure['value']} {unit} ({source}{f', {age} s old when decided' if age is not None else ''})"
+
+
+def _floor(spec: RoutingClass | None) -> dict[str, Any] | None:
+    """The floor as it is written; that it holds always goes without saying."""
+    if spec is None or spec.quality is None:
+        return None
+    found = spec.quality.dump()
+    return found if promise.on_average(spec) else {key: value for key, value in found.items() if key != "holds"}
 
 
 def _class_words(one: Mapping[str, Any], found: Mapping[str, Any]) -> str:

@@ -102,6 +102,14 @@ class PlannerLoop:
                 }
         return Wanted(weights, dict(self._desired))
 
+    def begin(self) -> None:
+        """What is counted begins here: quality that was earned before it is not spent in it."""
+        classes = {
+            key: entry if entry.credit is None else replace(entry, credit=replace(entry.credit, points=0.0))
+            for key, entry in self.memory.classes.items()
+        }
+        self.memory = replace(self.memory, classes=classes)
+
     def _name(self, key: ClassKey) -> str:
         return self.names.get(key, key[2])
 
