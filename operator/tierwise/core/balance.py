@@ -129,7 +129,7 @@ def _binding(problem: Problem, item: Usable, mix: Mapping[str, float], replicas:
     unreachable = any(entry.kind == "FloorUnreachable" for entry in item.relaxed)
     scores = {pair.score for pair in item.pairs}
     # One that holds on average has a price instead.
-    weighed = item.load.worth is not None and item.load.worth.below > 0
+    weighed = item.load.worth is not None
     tight = item.floor is not None and len(scores) > 1 and (weighed or score < item.floor + 1e-4)
     bounded = any(
         (pair.max_share < 1 and mix[pair.tier] > pair.max_share - 1e-4)

@@ -74,7 +74,7 @@ def _averaged(situation: Situation) -> dict[ClassKey, Floor]:
         view.key: view.promised
         for view in situation.classes
         if view.promised is not None
-        and view.memory.credit is not None
+        and view.credit is not None
         and view.movable
         and view.demand is not None
         and view.demand.tokens_known

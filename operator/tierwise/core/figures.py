@@ -23,7 +23,7 @@ def of_decision(seen: Situation, decision: Decision, window: Realising | None) -
         binding = outcome.binding or "None"
         labels = (("binding", binding), ("class", key[2]), where, ("policy", key[1]))
         found.append(Gauge("class_binding", labels, 1.0))
-        held = outcome.view.memory.credit
+        held = outcome.view.credit
         if held is not None and held.rate > 0:
             named = (("class", key[2]), where, ("policy", key[1]), ("provenance", "Estimated"))
             found.append(Gauge("quality_credit_hours", named, held.points / held.rate / 3600))

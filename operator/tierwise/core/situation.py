@@ -111,6 +111,7 @@ class ClassView:
         stale: it has been missing for longer than a sample may be old: now people are told.
         scores: tier -> quality. floor: in the same scale, what the mix must keep now.
         promised: the floor as the policy states it: what `floor` is unless it holds on average.
+        credit: that was counted from `promised`, where that holds on average.
         objective: what is promised.
         memory: of the class.
     """
@@ -131,6 +132,7 @@ class ClassView:
     scores: Mapping[str, quality.Score]
     floor: quality.Floor | None
     promised: quality.Floor | None
+    credit: credit.Credit | None
     objective: Objective
     memory: ClassMemory
 
@@ -293,6 +295,7 @@ def _class_view(
     since = entry.history.samples[-1][0] if entry.history.samples else memory.started
     scores = promise.scores_of(spec.task, objects)
     promised = promise.floor_of(policy, spec, scores)
+    held = _credit(promised, spec, entry)
     return ClassView(
         key=class_key,
         policy=policy,
@@ -314,19 +317,27 @@ def _class_view(
         and since is not None
         and (world.now - since).total_seconds() > settings.max_age_seconds,
         scores=scores,
-        floor=_now(promised, spec, entry, rules),
+        floor=_now(promised, held, entry, rules),
         promised=promised,
+        credit=held,
         objective=learning.objective_of(spec),
         memory=entry,
     )
 
 
-def _now(promised: quality.Floor | None, spec: RoutingClass, entry: ClassMemory, rules: Rules) -> quality.Floor | None:
-    """What the mix must keep now: a floor that holds on average leaves what was earned to be spent."""
+def _credit(promised: quality.Floor | None, spec: RoutingClass, entry: ClassMemory) -> credit.Credit | None:
+    """What is remembered may be of another promise: the policy has changed since."""
     held = entry.credit
+    if held is None or promised is None or promised.value is None or not promise.on_average(spec):
+        return None
+    return held if credit.belongs(held, promised.value) else None
+
+
+def _now(
+    promised: quality.Floor | None, held: credit.Credit | None, entry: ClassMemory, rules: Rules
+) -> quality.Floor | None:
+    """What the mix must keep now: a floor that holds on average leaves what was earned to be spent."""
     if promised is None or promised.value is None or held is None or not entry.history.samples:
-        return promised
-    if not promise.on_average(spec) or not credit.belongs(held, promised.value):
         return promised
     value = credit.least(held, entry.history.samples[-1].level, rules.interval_seconds)
     return replace(promised, value=min(promised.value, value))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tierwise.api.routing_policy import RebalanceMode
-from tierwise.core import bursts, capacity, credit, promise
+from tierwise.core import bursts, capacity, credit
 from tierwise.core.bursts import Stream
 from tierwise.core.problem import ClassLoad, Pair, Problem, Solution, Tier, Worth
 from tierwise.core.signals import ClassKey
@@ -253,10 +253,8 @@ def _pair(situation: Situation, view: ClassView, name: str, dearest: float, burs
 
 def _worth(situation: Situation, view: ClassView) -> Worth | None:
     """What quality counts for, where the floor holds on average; under a ceiling what was earned is spent."""
-    held, promised = view.memory.credit, view.promised
-    if held is None or promised is None or promised.value is None or not promise.on_average(view.spec):
-        return None
-    if not credit.belongs(held, promised.value) or situation.hold.share < 1 or situation.hold.downgraded:
+    held = view.credit
+    if held is None or situation.hold.share < 1 or situation.hold.downgraded:
         return None
     below, above = credit.worth(held)
     return Worth(held.floor, below, above) if below > 0 else None

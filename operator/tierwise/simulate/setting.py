@@ -8,7 +8,7 @@ from tierwise.api.model_tier import ModelTier
 from tierwise.api.namespace_budget import NamespaceBudget
 from tierwise.api.routing_class import RoutingClass
 from tierwise.api.routing_policy import RoutingPolicy
-from tierwise.core import quality
+from tierwise.core import promise, quality
 from tierwise.core.world import Key
 from tierwise.errors import TierwiseError
 from tierwise.sim.replica import Objective
@@ -173,20 +173,9 @@ def _setting(namespace: str, mine: Mapping[str, Mapping[Key, Any]], profile: Pro
 
 def _floor(setting: Setting, name: str) -> float | None:
     policy, spec = setting.classes[name]
-    if spec.quality is None:
-        return None
     scores = {tier: quality.Score(score) for tier, score in setting.quality(name).items()}
-    asked = quality.floor(
-        min_score=_number(spec.quality.min_score),
-        max_loss_percent=_number(spec.quality.max_loss_percent),
-        reference=policy.spec.reference_tier,
-        scores=scores,
-    )
+    asked = promise.floor_of(policy, spec, scores)
     return None if asked is None else asked.value
-
-
-def _number(value: object) -> float | None:
-    return None if value is None else float(str(value))
 
 
 def _currency(tier: ModelTier) -> str | None:
