@@ -33,6 +33,9 @@ class TierCapacity(StatusModel):
     """Requests per second; of one replica for an in-cluster tier, of the whole tier for an external one."""
     saturation_requests_per_second: Figure | None = None
     """Requests per second at which one replica is saturated, as learnt: where learning goes on after a restart."""
+    concurrent_requests: Annotated[Int | None, Field(ge=1)] = None
+    """Requests in flight of one replica at that load, as learnt from its running requests; in-cluster tiers only. Where
+    a class's fallback lists Saturated, gateways give a tier no more than so many for each ready replica."""
     provenance: Provenance
     """Measured, Estimated or Declared."""
 

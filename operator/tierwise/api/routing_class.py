@@ -27,6 +27,7 @@ class FallbackReason(StrEnum):
     RATE_LIMITED = "RateLimited"
     TIMEOUT = "Timeout"
     LOW_CONFIDENCE = "LowConfidence"
+    SATURATED = "Saturated"
 
 
 class HeaderMatch(ApiModel):
@@ -197,16 +198,19 @@ class Fallback(ApiModel):
 
     when: Annotated[
         tuple[FallbackReason, ...],
-        Field(min_length=1, max_length=5, json_schema_extra=SET),
+        Field(min_length=1, max_length=6, json_schema_extra=SET),
         unique("fallback.when lists a reason twice: keep one"),
     ] = ALL_FALLBACK_DEFAULTS
     """What makes the gateway try the next tier: ConnectFailure (resets included), ServerError (5xx), RateLimited
-    (429), Timeout, and LowConfidence (the answer carries x-low-confidence: true)."""
+    (429), Timeout, LowConfidence (the answer carries x-low-confidence: true), and Saturated (an in-cluster tier has as
+    many requests in flight as its ready replicas carry within the objective, status.capacity.concurrentRequests each:
+    another tier answers at once, instead of a queue; where a floor holds, only one that is no worse)."""
     order: Annotated[
         tuple[TierName, ...] | None,
         Field(min_length=1, max_length=8, json_schema_extra=ATOMIC),
     ] = None
-    """Tiers to try, in order, out of the class's. When absent: the class's tiers, in their order."""
+    """Tiers to try, in order, out of the class's. When absent: the class's tiers, in their order; where `when` lists
+    Saturated, those first that may take the requests of a saturated one."""
     attempts: Annotated[Int, Field(ge=1, le=5)] = 2
     """Tiers tried in all, the first one included. 1 switches fallback off."""
     timeout: Duration = Field(default="60s", validate_default=True)
@@ -316,6 +320,14 @@ class RoutingClass(ApiModel):
             "quality needs task: write the task whose scores the floor is about, as in quality[].task of the tiers",
             lambda c: c.quality is None or c.task is not None,
             "task",
+        ),
+        Rule(
+            "!has(self.affinity) || !has(self.fallback) || !has(self.fallback.when) || "
+            "!self.fallback.when.exists(w, w == 'Saturated')",
+            "fallback.when lists Saturated and affinity is set: a session that must stay where its cache is can not go "
+            "elsewhere; remove one of them",
+            lambda c: c.affinity is None or FallbackReason.SATURATED not in c.fallback.when,
+            "affinity",
         ),
         Rule(
             "!has(self.fallback) || !has(self.fallback.order) || "

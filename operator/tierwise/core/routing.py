@@ -4,14 +4,16 @@ Weights are integer percent that sum to 100. A tier that is not cleared for the 
 exist, appears nowhere, whatever weights or fallback say.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
 from tierwise.api.model_tier import ModelTier
-from tierwise.api.routing_class import RoutingClass
+from tierwise.api.routing_class import FallbackReason, RoutingClass
 from tierwise.api.routing_policy import RebalanceMode, RoutingPolicy
 from tierwise.api.scalars import Sensitivity
+from tierwise.core import promise
 from tierwise.core.sensitivity import cleared
 
 Group = tuple[tuple[str, int], ...]
@@ -26,9 +28,11 @@ class Attempts:
 
     Attributes:
         groups: one per attempt; each a sequence of (tier name, percent), percent > 0 and summing to 100.
+        guarded: of the same shape: whether a tier that is saturated passes the attempt on to the next group.
     """
 
     groups: tuple[Group, ...]
+    guarded: tuple[tuple[bool, ...], ...] = ()
 
     @property
     def tiers(self) -> tuple[str, ...]:
@@ -99,7 +103,14 @@ def fallback_order(routing_class: RoutingClass, allowed: Collection[str]) -> tup
     return tuple(name for name in order if name in allowed)
 
 
-def attempts(weights: Mapping[str, int], order: Sequence[str], count: int) -> Attempts:
+def attempts(
+    weights: Mapping[str, int],
+    order: Sequence[str],
+    count: int,
+    relief: Mapping[str, Collection[str]] | None = None,
+    *,
+    relieved_first: bool = False,
+) -> Attempts:
     """The groups of `count` attempts: first by weight, then each time the next tier that the request has not tried.
 
     A request that has tried all of them tries its last tier again (another replica of it, as Envoy avoids the host
@@ -109,16 +120,66 @@ def attempts(weights: Mapping[str, int], order: Sequence[str], count: int) -> At
         weights: percent by tier, positive, summing to 100. Empty: no attempt can be made.
         order: tiers to fall back to.
         count: attempts in all, at least 1.
+        relief: tier -> tiers that may take its requests while it is saturated; absent: it queues them itself.
+        relieved_first: whether these come before the others, whatever the order.
     """
     if not weights:
         return Attempts(())
-    chains = {first: [first, *(name for name in order if name != first)] for first in weights}
+    helps = relief or {}
+
+    def chain_of(first: str) -> list[str]:
+        others = [name for name in order if name != first]
+        if relieved_first:
+            others.sort(key=lambda name: name not in helps.get(first, others))
+        return [first, *others]
+
+    chains = {first: chain_of(first) for first in weights}
     longest = max(len(chain) for chain in chains.values())
+    length = min(count, longest)
     groups = tuple(
-        tuple((chain[min(n, len(chain) - 1)], weights[first]) for first, chain in chains.items())
-        for n in range(min(count, longest))
+        tuple((chain[min(n, len(chain) - 1)], weights[first]) for first, chain in chains.items()) for n in range(length)
     )
-    return Attempts(groups)
+    # The last attempt waits: a queue is better than an error.
+    after = (*groups[1:], ()) if length else ()
+    guarded = tuple(
+        tuple(
+            number < len(following) and following[number][0] in helps.get(name, ())
+            for number, (name, _) in enumerate(group)
+        )
+        for group, following in zip(groups, after, strict=True)
+    )
+    return Attempts(groups, guarded)
+
+
+def relief(routing_class: RoutingClass, tiers: Mapping[str, ModelTier]) -> dict[str, frozenset[str]]:
+    """In-cluster tier -> tiers of the class that may take its requests while it is saturated; empty: none.
+
+    A class with a quality floor is relieved by tiers that are known to be no worse than the one that is saturated, so
+    that no burst lowers what its mix was chosen for. Requests that belong to a session, and tiers with an endpoint
+    picker, which queues by itself, are not relieved.
+    """
+    if FallbackReason.SATURATED not in routing_class.fallback.when or routing_class.affinity is not None:
+        return {}
+    names = [ref.name for ref in routing_class.tiers if ref.name in tiers]
+    scores = {name: score.value for name, score in promise.scores_of(routing_class.task, tiers).items()}
+    found: dict[str, frozenset[str]] = {}
+    for name in names:
+        inside = tiers[name].spec.in_cluster
+        if inside is None or inside.endpoint_picker_ref is not None:
+            continue
+        others = {other for other in names if other != name}
+        if routing_class.quality is not None:
+            others = {other for other in others if scores.get(other, -1.0) >= scores.get(name, math.inf)}
+        if others:
+            found[name] = frozenset(others)
+    return found
+
+
+def guarded_tiers(policies: Iterable[RoutingPolicy], tiers: Mapping[str, ModelTier]) -> frozenset[str]:
+    """Tiers of a namespace that some class is relieved of while they are saturated."""
+    return frozenset(
+        name for policy in policies for routing_class in policy.spec.classes for name in relief(routing_class, tiers)
+    )
 
 
 def plan_attempts(
@@ -143,7 +204,11 @@ def plan_attempts(
     weights = weights_in_force(policy, routing_class, first)
     order = fallback_order(routing_class, allowed)
     order = (*(name for name in order if name in first), *(name for name in order if name not in first))
-    return attempts(weights, order, routing_class.fallback.attempts)
+    # What a budget downgrades waits: a burst is no reason to spend what the budget saves.
+    helps = {} if preferred is not None else relief(routing_class, {name: tiers[name] for name in allowed})
+    return attempts(
+        weights, order, routing_class.fallback.attempts, helps, relieved_first=not routing_class.fallback.order
+    )
 
 
 def shadow_tier(
