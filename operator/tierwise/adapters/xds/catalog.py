@@ -220,7 +220,7 @@ def brought_up_to_date(
     for name, cluster in good.clusters.items():
         if cluster.get("type") != "EDS":
             continue
-        current = newest.endpoints.get(name) if newest is not None else None
+        current = _endpoints_of(newest, name) if newest is not None else None
         found[name] = current or good.endpoints.get(name) or endpoints.endpoints(name, (), name)
     credentials = newest.secrets if newest is not None else good.secrets
     return replace(
@@ -234,3 +234,9 @@ def brought_up_to_date(
             if name not in taken and (now.callers is None or name in now.callers)
         },
     )
+
+
+def _endpoints_of(bundle: NamespaceBundle, cluster: str) -> Resource | None:
+    """Today's replicas of a cluster; where the newest bundle has no such way to the tier, those of the tier itself."""
+    tier = bundle.endpoints.get(cluster.partition("@")[0])
+    return bundle.endpoints.get(cluster) or (endpoints.renamed(tier, cluster) if tier is not None else None)

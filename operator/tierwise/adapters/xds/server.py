@@ -17,9 +17,9 @@ from tierwise.adapters.xds.catalog import SHARED, Catalog, prepare
 from tierwise.adapters.xds.session import Refused, Request, Response, Session
 from tierwise.core.world import GatewayReport, World
 from tierwise.errors import TierwiseError
-from tierwise.render.envoy import last_good, unattended
+from tierwise.render.envoy import concurrency, last_good, unattended
 from tierwise.render.envoy.bundle import GatewayConfig, NamespaceBundle
-from tierwise.render.envoy.protos import CLUSTER, EXTENSION, ROUTES, RUNTIME, SCOPE, encode, message_class
+from tierwise.render.envoy.protos import CLUSTER, EXTENSION, ROUTES, RUNTIME, SCOPE, Encoded, encode, message_class
 
 log = structlog.get_logger(__name__)
 
@@ -83,7 +83,8 @@ class _Stream:
     Attributes:
         node: its name. session: its state. wake: there may be something to send. said: what it said and nobody read.
         refused: namespace -> hash of the last bundle that it refused. lost: its side of the stream is over.
-        layers: of its runtime that it asks for. beat: it is to be told whether somebody decides.
+        layers: of its runtime that it asks for and forgets. beat: it is to be told whether somebody decides.
+        limits: version of the limits of concurrency that it has (empty: of none); None: it does not ask for them.
     """
 
     node: str = ""
@@ -94,6 +95,7 @@ class _Stream:
     lost: bool = False
     layers: set[str] = field(default_factory=set)
     beat: bool = False
+    limits: str | None = None
 
 
 class XdsServer:
@@ -115,6 +117,7 @@ class XdsServer:
         self._observed: set[tuple[str, str]] = set()
         self._decided: float | None = None  # when somebody was last seen to decide, by the event loop's clock
         self._beats = 0
+        self._limits: Encoded | None = None  # of concurrency, as of the last configuration
 
     async def start(self, changed: Callable[[], None]) -> int:
         """Listen; the port. `changed` is called whenever a report may have changed.
@@ -156,6 +159,9 @@ class XdsServer:
         heard, known, before = set(self._catalog.heard), dict(self._catalog.good), self._catalog.encoded
         prepared = await asyncio.to_thread(lambda: prepare(config, kept(world, heard, known), before))
         self._touch(self._catalog.publish(prepared))
+        self._limits = encode(concurrency.layer(config.concurrency))
+        for stream in self._streams:
+            stream.wake.set()
         for namespace in [*self._words]:
             if namespace not in self._catalog.refused:
                 del self._words[namespace]
@@ -242,6 +248,8 @@ class XdsServer:
                 self._take_in(stream)
                 for response in stream.session.respond(self._catalog.served):
                     yield _to_message(response)
+                for message in self._concurrency(stream):
+                    yield message
                 if stream.beat:
                     stream.beat = False
                     for message in self._layers(stream):
@@ -276,8 +284,13 @@ class XdsServer:
         owners: set[str] = set()
         for request in said:
             if request.type_url == RUNTIME:
-                stream.layers |= {*request.subscribe}
-                stream.beat |= bool(request.subscribe)
+                if request.error is not None:
+                    log.warning("a gateway refused", gateway=stream.node, resource="Runtime", message=request.error)
+                asked = {*request.subscribe}
+                if concurrency.LAYER in asked:
+                    stream.limits = request.versions.get(concurrency.LAYER, "")
+                stream.layers |= asked - {concurrency.LAYER}
+                stream.beat |= bool(asked)
                 continue
             heard = stream.session.receive(request)
             owners |= heard.owners
@@ -285,6 +298,14 @@ class XdsServer:
                 self._refused(stream, refusal)
         self._acknowledge(owners)
         self._changed()
+
+    def _concurrency(self, stream: _Stream) -> list[Any]:
+        """The limits of now, where the gateway has others."""
+        limits = self._limits
+        if limits is None or stream.limits is None or stream.limits == limits.version:
+            return []
+        stream.limits = limits.version
+        return [_to_message(Response(RUNTIME, f"limits-{limits.version}", (limits,), (), {}))]
 
     def _layers(self, stream: _Stream) -> list[Any]:
         """Layers of a gateway's runtime that it has to forget when nobody renews them."""

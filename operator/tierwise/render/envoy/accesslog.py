@@ -13,7 +13,7 @@ Answers with an error status cost nothing. An attempt that nothing bounds adds t
 
 A request is counted twice: in `arrivals` when its first attempt goes to a tier (or, where none of that tier's endpoints
 takes it, when it ends), in `requests` when it ends. An answer takes ten seconds and more; a loop that saw demand only
-when it is over would be that late at every rise.
+when it is over would be that late at every rise. What a saturated tier passes on has arrived there, and adds to `saturated`.
 """
 
 from typing import Any
@@ -26,6 +26,7 @@ from tierwise.render.envoy.fields import (
     METADATA,
     NO_BOUND,
     PROMPT_BOUND,
+    SATURATED_HEADER,
     UNREACHED_HEADER,
     USAGE_METADATA,
     extension,
@@ -183,6 +184,19 @@ def refusals() -> list[dict[str, Any]]:
             "name": "refused",
             "filter": {"and_filter": {"filters": [*conditions, _when(_ROUTED)]}},
             "typed_config": _stats(counters=[_one("refused", _tags())]),
+        }
+    ]
+
+
+def saturations() -> list[dict[str, Any]]:
+    """The router's own logger: counts attempts that a saturated tier passed on. They cost nothing and are no error."""
+    conditions: list[dict[str, Any]] = [{"log_type_filter": {"types": ["UpstreamEnd"]}}, _status(503)]
+    said = _when(f"{_ROUTED} && '{SATURATED_HEADER}' in response.headers")
+    return [
+        {
+            "name": "saturated",
+            "filter": {"and_filter": {"filters": [*conditions, said]}},
+            "typed_config": _stats(counters=[_one("saturated", _tags())]),
         }
     ]
 

@@ -18,7 +18,7 @@ from tierwise.core.sensitivity import UNSAFE
 from tierwise.errors import TierwiseError
 from tierwise.render.envoy import audit_clusters
 from tierwise.render.envoy.audit_form import Unknown, only
-from tierwise.render.envoy.bundle import ClassLimit, Limits, NamespaceBundle, Resource
+from tierwise.render.envoy.bundle import GUARDED, ClassLimit, Limits, NamespaceBundle, Resource
 from tierwise.render.envoy.fields import (
     BYTES_HEADER,
     IDENTITY_HEADER,
@@ -205,6 +205,7 @@ def _violations(bundle: NamespaceBundle, limits: Limits, model: str, routes: Seq
             if namespace != bundle.namespace or cluster not in bundle.clusters:
                 yield f"route {route.name} of model {model} leads to {cluster}, which is no tier of the namespace"
             elif needed is not None and not limits.cleared(cluster, needed):
+                tier = tier.removesuffix(GUARDED)
                 clearance = limits.clearances.get(tier)
                 cleared = f"cleared for {clearance.value}" if clearance is not None else "no tier any more"
                 yield f"requests of model {model} that are {needed.value} could reach tier {tier} ({cleared})"

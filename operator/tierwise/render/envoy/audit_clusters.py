@@ -5,7 +5,7 @@ It shares no code with what makes the clusters.
 
 from collections.abc import Iterator, Sequence
 
-from tierwise.render.envoy import audit_picker
+from tierwise.render.envoy import audit_guard, audit_picker
 from tierwise.render.envoy.audit_form import Unknown, only
 from tierwise.render.envoy.bundle import Limits, NamespaceBundle, Resource
 from tierwise.render.envoy.fields import PROVIDER_HEADER
@@ -53,6 +53,9 @@ def violations(bundle: NamespaceBundle, limits: Limits) -> Iterator[str]:
         namespace, _, tier = name.partition("/")
         if namespace != bundle.namespace or cluster["name"] != name:
             yield f"cluster {name} has another name, {cluster['name']}, or another namespace's"
+        if audit_guard.concerns(name):
+            yield from audit_guard.violations(bundle, limits, name, cluster)
+            continue
         if audit_picker.concerns(name, cluster, limits):
             yield from audit_picker.violations(bundle, limits, name, cluster)
             continue

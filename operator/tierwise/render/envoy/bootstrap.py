@@ -7,7 +7,7 @@ is taken without a restart; Envoy reads such secrets from a file of their own on
 from dataclasses import dataclass
 from typing import Any
 
-from tierwise.render.envoy import clusters, endpoints, shadow, unattended
+from tierwise.render.envoy import clusters, concurrency, endpoints, shadow, unattended
 from tierwise.render.envoy.fields import ADS, extension, typed
 from tierwise.render.envoy.protos import SECRET, TYPE_PREFIX, parse
 
@@ -136,7 +136,7 @@ def bootstrap(options: BootstrapOptions) -> dict[str, Any]:
             "listeners": [_metrics(options), _drain(options), shadow.listener()],
             "clusters": [_xds(options), _cluster(ADMIN_CLUSTER, _pipe(options)), shadow.cluster(), _gateways()],
         },
-        "layered_runtime": unattended.layered_runtime(),
+        "layered_runtime": {"layers": [*unattended.layered_runtime()["layers"], concurrency.bootstrap_layer()]},
         "cluster_manager": {"local_cluster_name": endpoints.GATEWAYS},
         "stats_config": {
             "histogram_bucket_settings": [

@@ -11,6 +11,9 @@ from tierwise.core.ceiling import NONE, Ceiling
 
 Resource: TypeAlias = dict[str, Any]  # protobuf JSON of one Envoy resource, with "@type"
 
+GUARDED = "@guarded"
+"""Suffix of the cluster by which routes reach a tier that gives way when it is saturated: see `guard`."""
+
 
 @dataclass(frozen=True, slots=True)
 class NamespaceBundle:
@@ -79,8 +82,8 @@ class Limits:
     gateways: int = 1
 
     def cleared(self, cluster: str, sensitivity: Sensitivity) -> bool:
-        """Whether the tier of this cluster (`namespace/tier`) may see requests of this sensitivity."""
-        clearance = self.clearances.get(cluster.rpartition("/")[2])
+        """Whether the tier of this cluster (`namespace/tier`, guarded or not) may see requests of this sensitivity."""
+        clearance = self.clearances.get(cluster.rpartition("/")[2].removesuffix(GUARDED))
         return clearance is not None and clearance >= sensitivity
 
 
@@ -97,6 +100,8 @@ class GatewayConfig:
         namespaces: by namespace.
         invalid: namespace -> why its resources can not be what Envoy's API defines; it has no bundle then.
         limits: namespace -> which tiers may see what.
+        concurrency: cluster -> requests that one gateway may have in flight there, as `concurrency` has it. In no hash:
+            it moves without being a new configuration.
         until: when it is right no longer, since a credential expires; None: as long as nothing changes.
     """
 
@@ -104,4 +109,5 @@ class GatewayConfig:
     namespaces: Mapping[str, NamespaceBundle]
     invalid: Mapping[str, str] = field(default_factory=dict)
     limits: Mapping[str, Limits] = field(default_factory=dict)
+    concurrency: Mapping[str, int] = field(default_factory=dict)
     until: datetime | None = None

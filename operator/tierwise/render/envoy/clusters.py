@@ -9,9 +9,9 @@ from tierwise.api.external import External, StreamUsage
 from tierwise.api.in_cluster import EndpointPicker
 from tierwise.api.model_tier import ModelTier
 from tierwise.core.world import Key
-from tierwise.render.envoy import endpoints, picker, relay, upstream
+from tierwise.render.envoy import endpoints, guard, picker, relay, upstream
 from tierwise.render.envoy.bundle import Resource
-from tierwise.render.envoy.fields import ADS, PICKER_LISTENER, extension, metadata, seconds
+from tierwise.render.envoy.fields import ADS, GUARD_LISTENER, PICKER_LISTENER, extension, metadata, seconds
 from tierwise.render.envoy.options import GatewayOptions
 from tierwise.render.envoy.protos import CLUSTER
 
@@ -64,13 +64,52 @@ def in_cluster(
         "load_balancing_policy": {"policies": [{"typed_extension_config": _balancer(options, sticky=sticky)}]},
         "typed_extension_protocol_options": upstream.protocol_options(
             [
-                upstream.reset(removed, ()),
+                upstream.reset(removed, (), of_host=True),
                 upstream.request_for_tier(
                     model=_json_text(tier.spec.model), base="/v1", host=host_of(key), output_key="max_tokens"
                 ),
             ]
         ),
     }
+
+
+def guarded(key: Key, tier: ModelTier, removed: tuple[str, ...], options: GatewayOptions) -> dict[str, Resource]:
+    """The clusters of the way to a tier that gives way when it is saturated, beside its plain one: see `guard`.
+
+    Args:
+        key: of the tier.
+        tier: the tier.
+        removed: headers that no tier but their owner may see.
+        options: the gateway's settings.
+    """
+    front, limited = guard.front(str(key)), guard.limited(str(key))
+    before = [
+        guard.reset(str(key), removed),
+        upstream.request_for_tier(
+            model=_json_text(tier.spec.model), base="/v1", host=host_of(key), output_key="max_tokens"
+        ),
+    ]
+    found: dict[str, Resource] = {
+        front: {
+            **_common(key, options),
+            "name": front,
+            "alt_stat_name": f"{key.namespace}_{key.name}_guarded",
+            "type": "STATIC",
+            "load_assignment": endpoints.relayed(front, host_of(key), listener=GUARD_LISTENER),
+            "typed_extension_protocol_options": upstream.protocol_options(before),
+        },
+        limited: {
+            **_common(key, options),
+            "name": limited,
+            "alt_stat_name": f"{key.namespace}_{key.name}_limited",
+            "type": "EDS",
+            "eds_cluster_config": {"eds_config": ADS},
+            "load_balancing_policy": {"policies": [{"typed_extension_config": _balancer(options, sticky=False)}]},
+            "typed_extension_protocol_options": upstream.protocol_options([upstream.reset(removed, (), of_host=True)]),
+        },
+    }
+    del found[front]["outlier_detection"]  # its host is the listener, which is well when replicas are not
+    return found
 
 
 def picked(
@@ -113,7 +152,7 @@ def picked(
         "type": "EDS",
         "eds_cluster_config": {"eds_config": ADS},
         "load_balancing_policy": {"policies": [{"typed_extension_config": least}]},
-        "typed_extension_protocol_options": upstream.protocol_options([upstream.reset(removed, ())]),
+        "typed_extension_protocol_options": upstream.protocol_options([upstream.reset(removed, (), of_host=True)]),
     }
     found[picker.service(own)] = picker.cluster(key, ref, dns())
     return found
@@ -159,7 +198,8 @@ def external(
     refuses = provider.stream_usage is StreamUsage.ALWAYS
     if token_units or refuses:
         before.append(upstream.for_provider(token_units=token_units, refuses_options=refuses))
-    filters = [upstream.reset(removed, tuple((header.name, header.value) for header in provider.headers))]
+    own_headers = tuple((header.name, header.value) for header in provider.headers)
+    filters = [upstream.reset(removed, own_headers, of_host=True)]
     ref = provider.credentials_ref
     if ref is not None and usable:
         filters.append(upstream.credential(secret=str(key), header=ref.header, prefix=ref.prefix))

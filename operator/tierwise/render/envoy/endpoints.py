@@ -55,6 +55,11 @@ def endpoints(cluster: str, found: Sequence[Endpoint], hostname: str) -> Resourc
     return {"@type": ENDPOINTS, "cluster_name": cluster, "endpoints": [*zones, _REFUSES], "policy": _POLICY}
 
 
+def renamed(found: Resource, cluster: str) -> Resource:
+    """The same endpoints for another cluster."""
+    return {**found, "cluster_name": cluster}
+
+
 def gateways(zones: Mapping[str, int]) -> Resource:
     """How many gateways each zone has, in the form in which Envoy asks for it: a cluster of all of them.
 

@@ -22,6 +22,7 @@ PREFIX_HEADER = "x-tierwise-prefix"
 PROVIDER_HEADER = "x-tierwise-provider"
 ROUTE_HEADER = "x-tierwise-route"
 REQUEST_UNITS_HEADER = "x-tierwise-request-units"
+GUARD_HEADER = "x-tierwise-guard"
 # On the way to a tier with an endpoint picker: see `picker`.
 PICK_HEADER = "x-tierwise-pick"
 PICK_STEP_HEADER = "x-tierwise-pick-step"
@@ -56,6 +57,7 @@ GATEWAY_HEADERS = (
     ROUTE_HEADER,
     REQUEST_UNITS_HEADER,
     TOKEN_UNITS_HEADER,
+    GUARD_HEADER,
     PICK_HEADER,
     PICK_AGAIN_HEADER,
     PICK_STEP_HEADER,
@@ -73,6 +75,7 @@ TIER_HEADER = "x-tierwise-tier"
 ATTEMPTS_HEADER = "x-tierwise-attempts"
 HELD_HEADER = "x-tierwise-held"
 UNREACHED_HEADER = "x-tierwise-unreached"
+SATURATED_HEADER = "x-tierwise-saturated"
 
 METADATA = "tierwise"
 """Namespace of our filter metadata on routes and clusters, and of the request's dynamic metadata."""
@@ -96,6 +99,7 @@ DEFAULT_ROUTES = "tierwise/default"
 LISTENER_NAME = "tierwise"
 RELAY_LISTENER = "tierwise/providers"
 PICKER_LISTENER = "tierwise/pickers"
+GUARD_LISTENER = "tierwise/guard"
 NO_MODEL = "-"
 BAD_BODY = "!"
 

@@ -275,7 +275,7 @@ def router() -> dict[str, Any]:
     return extension(
         "envoy.filters.http.router",
         f"{_HTTP}.router.v3.Router",
-        upstream_log=accesslog.arrivals() + accesslog.refusals() + accesslog.lost(),
+        upstream_log=accesslog.arrivals() + accesslog.refusals() + accesslog.saturations() + accesslog.lost(),
         upstream_log_options={"flush_upstream_log_on_upstream_stream": True},
     )
 

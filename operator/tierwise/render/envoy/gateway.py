@@ -6,16 +6,18 @@ from dataclasses import dataclass, field, replace
 from tierwise.api.model_tier import ModelTier
 from tierwise.api.namespace_budget import NamespaceBudget
 from tierwise.api.routing_policy import RoutingPolicy
-from tierwise.core import claims
+from tierwise.core import claims, routing
 from tierwise.core import consumers as access_rules
 from tierwise.core.consumers import Access
 from tierwise.core.world import Endpoint, Key, World
 from tierwise.render.envoy import (
     audit,
     clusters,
+    concurrency,
     consumers,
     endpoints,
     errors,
+    guard,
     limits,
     listener,
     models,
@@ -30,6 +32,7 @@ from tierwise.render.envoy.bundle import GatewayConfig, Limits, NamespaceBundle,
 from tierwise.render.envoy.fields import (
     BAD_BODY,
     DEFAULT_ROUTES,
+    GUARD_LISTENER,
     LISTENER_NAME,
     NO_MODEL,
     RELAY_LISTENER,
@@ -97,6 +100,12 @@ class _Inputs:
             and self.gateways == other.gateways
         )
 
+    def concurrency(self) -> dict[str, int]:
+        """How many requests a gateway may have in flight in each cluster with a limit."""
+        return concurrency.of_namespace(
+            self.namespace, self.policies.values(), self.tiers, self.endpoints, self.gateways
+        )
+
     def limits(self) -> Limits:
         """What holds for the namespace now."""
         held = limits.of_namespace(self.tiers, self.policies, self.owners, self.callers, self.identities)
@@ -151,6 +160,7 @@ class Renderer:
             LISTENER: {
                 LISTENER_NAME: listener.listener(self._options),
                 RELAY_LISTENER: relay.listener(self._options),
+                GUARD_LISTENER: guard.listener(self._options),
                 **picker.listeners(self._options),
             },
             ROUTES: {DEFAULT_ROUTES: _default_routes(inputs if access is None else {})},
@@ -169,6 +179,7 @@ class Renderer:
             namespaces=bundles,
             invalid=invalid,
             limits={name: each.limits() for name, each in inputs.items()},
+            concurrency={name: most for each in inputs.values() for name, most in each.concurrency().items()},
             until=access.next_change if access is not None else None,
         )
 
@@ -261,6 +272,7 @@ def _bundle(inputs: _Inputs, options: GatewayOptions) -> NamespaceBundle:
     namespace, tiers = inputs.namespace, inputs.tiers
     removed = clusters.foreign_headers(tiers)
     sticky = _sticky_tiers(inputs.policies)
+    relieved = routing.guarded_tiers(inputs.policies.values(), tiers)
     found: dict[str, Resource] = {}
     assigned: dict[str, Resource] = {}
     credentials: dict[str, Resource] = {}
@@ -275,6 +287,10 @@ def _bundle(inputs: _Inputs, options: GatewayOptions) -> NamespaceBundle:
         if tier.spec.external is None:
             found[str(key)] = clusters.in_cluster(key, tier, removed, options, sticky=name in sticky)
             assigned[str(key)] = endpoints.endpoints(str(key), inputs.endpoints[name], clusters.host_of(key))
+            if name in relieved:
+                found |= clusters.guarded(key, tier, removed, options)
+                limited = guard.limited(str(key))
+                assigned[limited] = endpoints.renamed(assigned[str(key)], limited)
             continue
         credential = inputs.credentials.get(name)
         usable = credential is not None or tier.spec.external.credentials_ref is None

@@ -17,7 +17,7 @@ from tierwise.api.scalars import Sensitivity
 from tierwise.core import ceiling
 from tierwise.core.ceiling import Rate
 from tierwise.render.envoy import audit, errors, picker, shadow, throttle, unattended
-from tierwise.render.envoy.bundle import ClassLimit, Limits, Resource
+from tierwise.render.envoy.bundle import GUARDED, ClassLimit, Limits, Resource
 from tierwise.render.envoy.fields import METADATA
 
 
@@ -126,10 +126,13 @@ def _leaf(leaf: Resource, limits: Limits, model: str) -> Resource:
 
 def _held(route: Resource, required: Sensitivity, limits: Limits) -> Resource:
     extension = route["route"]["inline_cluster_specifier_plugin"]["extension"]
+    before = extension["typed_config"]["priority_groups"]
     groups = [
         {**group, "clusters": [one for one in group["clusters"] if limits.cleared(one["cluster_name"], required)]}
-        for group in extension["typed_config"]["priority_groups"]
+        for group in before
     ]
+    if groups != before:  # who was to relieve a tier may be gone: its requests wait
+        groups = [{**group, "clusters": [_waiting(one) for one in group["clusters"]]} for group in groups]
     left = [group for group in groups if group["clusters"]]
     if not left:
         return _refusal(route, required)
@@ -138,6 +141,10 @@ def _held(route: Resource, required: Sensitivity, limits: Limits) -> Resource:
     copies = action.pop("request_mirror_policies", [])
     allowed = [copy for copy in copies if limits.cleared(shadow.target(copy), required)]
     return {**route, "route": action | ({"request_mirror_policies": allowed} if allowed else {})}
+
+
+def _waiting(cluster: Resource) -> Resource:
+    return {**cluster, "cluster_name": cluster["cluster_name"].removesuffix(GUARDED)}
 
 
 def _labels(route: Resource) -> Mapping[str, str]:

@@ -32,6 +32,7 @@ from tierwise.render.envoy.fields import (
     OUTPUT_STATE,
     PATH_STATE,
     PROMPT_BOUND,
+    SATURATED_HEADER,
     UNREACHED_HEADER,
 )
 from tierwise.render.envoy.request_limits import OUTPUT_KEY
@@ -234,7 +235,7 @@ end
 
 CLIENT_SOURCE = (
     f"local METADATA, BOUND, IN_FLIGHT = '{METADATA}', '{BOUND_METADATA}', {IN_FLIGHT_TOKENS}\n"
-    f"local UNREACHED = '{UNREACHED_HEADER}'"
+    f"local UNREACHED, SATURATED = '{UNREACHED_HEADER}', '{SATURATED_HEADER}'"
     + json_lua.SOURCE
     + error_lua.SOURCE
     + r"""
@@ -322,7 +323,8 @@ end
 function envoy_on_response(handle)
   local headers = handle:headers()
   local kind = headers:get('content-type')
-  headers:remove(UNREACHED)  -- between the way to providers and the router
+  headers:remove(UNREACHED)  -- between the inner listeners and the router
+  headers:remove(SATURATED)
   if tell(handle, headers) then return end
   if not kind or string.sub(kind, 1, 17) ~= 'text/event-stream' then return end
   local asked = handle:streamInfo():dynamicMetadata():get(METADATA)

@@ -11,7 +11,17 @@ from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.api.scalars import Sensitivity
 from tierwise.core import ceiling, routing, sensitivity
 from tierwise.core.world import Key
-from tierwise.render.envoy import consumers, errors, models, prefix_lua, request_limits, shadow, throttle, unattended
+from tierwise.render.envoy import (
+    consumers,
+    errors,
+    guard,
+    models,
+    prefix_lua,
+    request_limits,
+    shadow,
+    throttle,
+    unattended,
+)
 from tierwise.render.envoy.bundle import Resource
 from tierwise.render.envoy.fields import (
     BYTES_HEADER,
@@ -19,6 +29,7 @@ from tierwise.render.envoy.fields import (
     NO_MODEL,
     PREFIX_FILTER,
     PREFIX_HEADER,
+    SATURATED_HEADER,
     SENSITIVITY_HEADER,
     UNREACHED_HEADER,
     extension,
@@ -41,6 +52,7 @@ _RETRY_ON = {
     # Envoy reports a time-out of an attempt as a reset.
     FallbackReason.TIMEOUT: ("reset",),
     FallbackReason.LOW_CONFIDENCE: ("retriable-headers",),
+    FallbackReason.SATURATED: ("retriable-headers",),
 }
 
 
@@ -270,12 +282,19 @@ def _groups(namespace: str, plan: routing.Attempts, *, sticky: bool) -> dict[str
         priority_groups=[
             {
                 "name": f"attempt-{number}",
-                "clusters": [{"cluster_name": f"{namespace}/{name}", "weight": percent} for name, percent in group],
+                "clusters": [
+                    {"cluster_name": _cluster(f"{namespace}/{name}", guarded=guarded), "weight": percent}
+                    for (name, percent), guarded in zip(group, gives_way, strict=True)
+                ],
             }
-            for number, group in enumerate(plan.groups, start=1)
+            for number, (group, gives_way) in enumerate(zip(plan.groups, plan.guarded, strict=True), start=1)
         ],
         **chosen,
     )
+
+
+def _cluster(name: str, *, guarded: bool) -> str:
+    return guard.front(name) if guarded else name
 
 
 def _retries(routing_class: RoutingClass) -> dict[str, Any]:
@@ -284,10 +303,12 @@ def _retries(routing_class: RoutingClass) -> dict[str, Any]:
     reasons = dict.fromkeys(word for reason in sorted(fallback.when) for word in _RETRY_ON[reason])
     headers = []
     if {FallbackReason.CONNECT_FAILURE, FallbackReason.TIMEOUT} & {*fallback.when}:
-        # What the relay says of a provider that it could not reach.
+        # What the relay says of a provider that it could not reach, and the guard of a tier.
         headers.append({"name": UNREACHED_HEADER, "present_match": True})
     if FallbackReason.LOW_CONFIDENCE in fallback.when:
         headers.append({"name": "x-low-confidence", "string_match": {"exact": "true"}})
+    if FallbackReason.SATURATED in fallback.when:
+        headers.append({"name": SATURATED_HEADER, "present_match": True})
     if headers:
         reasons["retriable-headers"] = None
     policy: dict[str, Any] = {

@@ -14,7 +14,9 @@ from tierwise.render.envoy.fields import (
     PROVIDER_HEADER,
     REQUEST_UNITS_HEADER,
     ROUTE_HEADER,
+    SATURATED_HEADER,
     SENSITIVITY_HEADER,
+    UNREACHED_HEADER,
     extension,
     set_header,
     typed,
@@ -55,21 +57,29 @@ OF_ROUTE = (
 """On whose behalf an attempt is made, for the errors of an inner listener."""
 
 
-def reset(removed: tuple[str, ...], headers: tuple[tuple[str, str], ...], *, read: str = "") -> dict[str, Any]:
+ANSWER_HEADERS = (SATURATED_HEADER, UNREACHED_HEADER)
+"""Headers of answers in which the gateway tells itself what to do next: no host may."""
+
+
+def reset(
+    removed: tuple[str, ...], headers: tuple[tuple[str, str], ...], *, read: str = "", of_host: bool = False
+) -> dict[str, Any]:
     """Removes `removed`, and all that is private; then sets the tier's own headers, one after the other.
 
     Args:
         removed: headers that no tier but their owner may see.
         headers: names and values.
         read: the one private header that is left for these values to read; they set it anew.
+        of_host: what answers is a host and no listener of the gateway's own: it may not speak for the gateway.
     """
+    answers = {"response_mutations": [{"remove": name} for name in ANSWER_HEADERS]} if of_host else {}
     names = sorted({*CREDENTIAL_HEADERS, *PRIVATE_HEADERS, *removed} - {read})
     mutations: list[dict[str, Any]] = [{"remove": name} for name in names]
     mutations += [{"append": set_header(name, value)} for name, value in headers]
     return extension(
         "tierwise.reset",
         "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
-        mutations={"request_mutations": mutations},
+        mutations={"request_mutations": mutations, **answers},
     )
 
 
