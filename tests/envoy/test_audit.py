@@ -59,7 +59,10 @@ def some_policy(dice, name, tiers):
         if dice.random() < 0.4:
             one["shadow"] = {"tier": dice.choice([*tiers, "gone"]), "percent": dice.randint(1, 100)}
         if dice.random() < 0.6:
-            one["fallback"] = {"attempts": dice.randint(1, 4), "when": ["ServerError"]}
+            one["fallback"] = {
+                "attempts": dice.randint(1, 4),
+                "when": ["ServerError", *dice.choice([[], ["Saturated"]])],
+            }
         match = {}
         if dice.random() < 0.5:
             match["headers"] = [{"name": "x-kind", dice.choice(["value", "prefix"]): dice.choice(["red", "r", "blue"])}]
@@ -134,7 +137,7 @@ def reached(bundle, model, kind, size, header):
     for mirror in action.get("request_mirror_policies", ()):
         headers = {each["append"]["header"]["key"]: each["append"]["header"]["value"] for each in mirrored(mirror)}
         clusters.append(headers["x-tierwise-shadow"] if mirror["cluster"] == "tierwise_shadow" else mirror["cluster"])
-    return {cluster.split("/")[1] for cluster in clusters}
+    return {cluster.split("/")[1].removesuffix("@guarded") for cluster in clusters}
 
 
 def mirrored(mirror):

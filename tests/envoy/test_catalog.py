@@ -5,8 +5,8 @@ import dataclasses
 from envoy_lab import in_cluster, policy, world
 
 from tierwise.adapters.xds.catalog import SHARED, Catalog, prepare
-from tierwise.render.envoy import gateway
-from tierwise.render.envoy.protos import ENDPOINTS, SCOPE
+from tierwise.render.envoy import endpoints, gateway
+from tierwise.render.envoy.protos import ENDPOINTS, SCOPE, encode
 
 
 def rendered(model="m", *, ports=(1,), hosts=(), namespaces=("legal",)):
@@ -43,6 +43,28 @@ def test_a_refusal_brings_the_last_good_back_with_the_addresses_of_now():
     assert publish(catalog, rendered("three")) == {"legal"}
     assert catalog.served["legal"].hash not in {good, refused}
     assert catalog.message("legal") == ""
+
+
+def test_a_last_good_one_that_guards_a_tier_has_its_addresses_of_now():
+    """Also where the newest, which is refused, guards it no more."""
+    classes = [{"name": "c", "tiers": [{"name": "compact"}, {"name": "other"}]}]
+    tiers = [in_cluster(), in_cluster("other")]
+
+    def made(when, port):
+        given = [{**classes[0], "fallback": {"when": [when], "attempts": 2}}]
+        return gateway.render(world(tiers, [policy(classes=given)], {"legal/compact": [port]}))
+
+    catalog = Catalog()
+    publish(catalog, made("Saturated", 1))
+    catalog.acknowledge("legal")
+    newest = made("ServerError", 2)
+    publish(catalog, newest)
+    catalog.refuse("legal", newest.namespaces["legal"].hash, "no")
+    found = catalog.served["legal"].of(ENDPOINTS)
+    assert {"legal/compact", "legal/compact@limited"} <= found.keys()
+    for name in ("legal/compact", "legal/compact@limited"):
+        expected = endpoints.renamed(newest.namespaces["legal"].endpoints["legal/compact"], name)
+        assert found[name] == encode(expected)
 
 
 def prepare_endpoints(config):

@@ -13,6 +13,7 @@ from tierwise.render.envoy.fields import SENSITIVITY_HEADER
 from tierwise.render.envoy.protos import ROUTES
 
 LEVELS = st.sampled_from(list(Sensitivity))
+GUARDED = {"when": ["Saturated"], "attempts": 3}
 CLEARANCES = st.fixed_dictionaries({"a": LEVELS, "b": LEVELS}, optional={"c": LEVELS})
 
 
@@ -42,7 +43,7 @@ def reached(routes, header):
     headers = [each["append"]["header"] for copy in copies for each in copy["request_headers_mutations"]]
     clusters = [one["cluster_name"] for group in groups for one in group["clusters"]]
     clusters += [header["value"] for header in headers if header["key"] == "x-tierwise-shadow"]
-    return {cluster.split("/")[1] for cluster in clusters}
+    return {cluster.split("/")[1].removesuffix("@guarded") for cluster in clusters}
 
 
 def matches(condition, header):
@@ -66,7 +67,7 @@ HEADERS = [None, "", "nonsense", "Public,Restricted", *(level.value for level in
 @settings(max_examples=80, deadline=None)
 @given(CLEARANCES, LEVELS, CLEARANCES, LEVELS)
 def test_an_older_configuration_never_reaches_a_tier_that_is_not_cleared_now(before, asked, now, required):
-    good = config_of(before, asked, shadow={"tier": "b", "percent": 10}).namespaces["legal"]
+    good = config_of(before, asked, shadow={"tier": "b", "percent": 10}, fallback=GUARDED).namespaces["legal"]
     held = limits.hold(good.routes, config_of(now, required).limits["legal"])
     for header in HEADERS:
         needed = max(required, asked_for(header))
@@ -76,7 +77,7 @@ def test_an_older_configuration_never_reaches_a_tier_that_is_not_cleared_now(bef
 @settings(max_examples=25, deadline=None)
 @given(CLEARANCES, LEVELS)
 def test_limits_that_have_not_changed_change_nothing(clearances, sensitivity):
-    config = config_of(clearances, sensitivity, shadow={"tier": "b", "percent": 10})
+    config = config_of(clearances, sensitivity, shadow={"tier": "b", "percent": 10}, fallback=GUARDED)
     assert limits.hold(config.namespaces["legal"].routes, config.limits["legal"]) == config.namespaces["legal"].routes
 
 
@@ -95,6 +96,16 @@ def test_a_refused_configuration_does_not_keep_a_clearance_that_it_lowers():
     assert served.of(ROUTES) != good.of(ROUTES)
     assert b"legal/a" in served.of(ROUTES)["legal"].data
     assert b"legal/b" not in served.of(ROUTES)["legal"].data
+
+
+def test_a_tier_that_nobody_relieves_any_more_is_not_guarded_any_more():
+    """Its requests would else be refused, and no attempt would follow."""
+    restricted, public = Sensitivity.RESTRICTED, Sensitivity.PUBLIC
+    good = config_of({"a": restricted, "b": restricted}, restricted, fallback=GUARDED).namespaces["legal"]
+    assert "legal/a@guarded" in str(good.routes)
+    held = limits.hold(good.routes, config_of({"a": restricted, "b": public}, restricted).limits["legal"])
+    assert "legal/a" in str(held)
+    assert "@guarded" not in str(held)
 
 
 def routes_of(found):

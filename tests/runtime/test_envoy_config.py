@@ -99,7 +99,7 @@ def test_it_prints_every_kind_of_resource_and_no_secret(tmp_path):
     assert "REDACTED-1" in json.dumps(keys)
     assert "legal/bot" in json.dumps(keys)
     assert legal["missing"] == ["Consumer bot: Secret 'no-such', key 'key': not found in this namespace: create it"]
-    listeners = {"tierwise", "tierwise/providers", "tierwise/pickers", "tierwise_picker_calls"}
+    listeners = {"tierwise", "tierwise/providers", "tierwise/guard", "tierwise/pickers", "tierwise_picker_calls"}
     assert set(of_type(found["shared"]["resources"], protos.LISTENER)) == listeners
     # The same as YAML.
     again = CliRunner().invoke(cli, ["envoy-config", "-f", str(tmp_path)])

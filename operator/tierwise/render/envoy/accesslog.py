@@ -13,7 +13,8 @@ Answers with an error status cost nothing. An attempt that nothing bounds adds t
 
 A request is counted twice: in `arrivals` when its first attempt goes to a tier (or, where none of that tier's endpoints
 takes it, when it ends), in `requests` when it ends. An answer takes ten seconds and more; a loop that saw demand only
-when it is over would be that late at every rise. What a saturated tier passes on has arrived there, and adds to `saturated`.
+when it is over would be that late at every rise. What a saturated tier passes on has
+arrived there, and adds to `saturated`.
 """
 
 from typing import Any

@@ -11,7 +11,14 @@ from typing import Any
 
 from tierwise.render.envoy import errors, relay, upstream
 from tierwise.render.envoy.bundle import GUARDED, Resource
-from tierwise.render.envoy.fields import GUARD_HEADER, GUARD_LISTENER, ROUTE_HEADER, SATURATED_HEADER, seconds, set_header
+from tierwise.render.envoy.fields import (
+    GUARD_HEADER,
+    GUARD_LISTENER,
+    ROUTE_HEADER,
+    SATURATED_HEADER,
+    seconds,
+    set_header,
+)
 from tierwise.render.envoy.options import GatewayOptions
 
 LIMITED = "@limited"
@@ -63,4 +70,6 @@ def _replies() -> dict[str, Any]:
         "body_format_override": {"json_format": errors.error(text, "server_error", "no_tier_available")},
         "headers_to_add": [set_header(SATURATED_HEADER, "true")],
     }
-    return {"mappers": [saturated, relay.unreached({"response_flag_filter": {"flags": relay.FLAGS}}, "%RESPONSE_FLAGS%")]}
+    return {
+        "mappers": [saturated, relay.unreached({"response_flag_filter": {"flags": relay.FLAGS}}, "%RESPONSE_FLAGS%")]
+    }
