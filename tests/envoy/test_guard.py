@@ -79,15 +79,20 @@ def next_of(bundle, name):
 # What is rendered -----------------------------------------------------------------------------------------------------
 
 
-def test_attempts_give_way_but_for_the_last_one():
+def test_attempts_give_way_and_the_last_one_waits_where_the_first_gave_way():
     _, bundle = rendered()
     found = {level: groups(action) for level, action in actions(bundle).items()}
     assert found["Public"] == [
         ["legal/a@guarded", "legal/b@guarded", "legal/x"],
         ["legal/b@guarded", "legal/a@guarded", "legal/a@guarded"],
         ["legal/x", "legal/x", "legal/b"],
+        ["legal/a", "legal/b", "legal/b"],
     ]
-    assert found["Internal"] == [["legal/a@guarded", "legal/b@guarded"], ["legal/b", "legal/a"]]
+    assert found["Internal"] == [
+        ["legal/a@guarded", "legal/b@guarded"],
+        ["legal/b", "legal/a"],
+        ["legal/a", "legal/b"],
+    ]
     assert found["Confidential"] == found["Restricted"] == [["legal/a"]]
 
 

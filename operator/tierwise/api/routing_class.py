@@ -212,7 +212,8 @@ class Fallback(ApiModel):
     """Tiers to try, in order, out of the class's. When absent: the class's tiers, in their order; where `when` lists
     Saturated, those first that may take the requests of a saturated one."""
     attempts: Annotated[Int, Field(ge=1, le=5)] = 2
-    """Tiers tried in all, the first one included. 1 switches fallback off."""
+    """Tiers tried in all, the first one included. 1 switches fallback off. A saturated tier that passes a request on
+    does not count; should the others fail, the request waits there."""
     timeout: Duration = Field(default="60s", validate_default=True)
     """Longest wait for the response's headers of one attempt, where `when` lists Timeout."""
 

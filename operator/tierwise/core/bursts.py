@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 import numpy as np
 from numpy.typing import NDArray
 
+from tierwise.core import inflight
 from tierwise.core.demand import BURST_SECONDS, Sample
 
 Floats = NDArray[np.float64]
@@ -57,6 +58,8 @@ class Stream:
         level: requests/s of the class to plan for. present: requests/s now.
         value: currency units per hour that the class costs on its reference tier; None when that is not known.
         seconds: how long a request takes, which evens out bursts that are shorter.
+        relief: currency units per hour that a replica's worth of the class costs on the tier that takes what this one
+            can not carry at the moment; None where it waits.
     """
 
     samples: tuple[Sample, ...]
@@ -66,6 +69,7 @@ class Stream:
     present: float
     value: float | None
     seconds: float
+    relief: float | None = None
 
 
 def factor(streams: Iterable[Stream], price_per_hour: float) -> float:
@@ -86,13 +90,31 @@ def factor(streams: Iterable[Stream], price_per_hour: float) -> float:
     order = np.argsort(loads, kind="stable")
     loads, below = loads[order], np.cumsum(weights[order])
     last = int(np.searchsorted(below, MOST - 1e-9))
+    present = sum(each.present * each.share * each.load for each in used)
+    relief = sum(each.level * each.share * each.load * (each.relief or 0.0) for each in used) / level
+    if all(each.relief is not None for each in used):
+        return max(_relieved(loads, weights[order], price_per_hour, relief), present / level)
     values = [each.value for each in used if each.value is not None]
     if len(values) == len(used) and sum(values) > 0:
         value = sum(each.share * (each.value or 0.0) for each in used)
         cost = price_per_hour * level * loads + WORTH * value * (1 - below)
         last = min(last, int(np.argmin(cost)))
-    present = sum(each.present * each.share * each.load for each in used)
     return max(1.0, float(loads[min(last, len(loads) - 1)]), present / level)
+
+
+def _relieved(loads: Floats, weights: Floats, price: float, relief: float) -> float:
+    """The load where one more replica costs what it saves: others take what is above, at their price.
+
+    Args:
+        loads: sorted, in multiples of the level.
+        weights: shares of the requests that met them.
+        price: of capacity for the level, per hour.
+        relief: of the level where the rest goes, per hour.
+    """
+    # What of the requests that met a load is above a limit, summed over all higher loads.
+    share, scaled = np.cumsum(weights[::-1])[::-1], np.cumsum((weights / np.maximum(loads, 1e-9))[::-1])[::-1]
+    cost = price * loads + relief * (share - loads * scaled)
+    return max(1.0, float(loads[int(np.argmin(cost))])) / inflight.GUARDED
 
 
 def _seen(used: list[Stream], now: float) -> tuple[Floats, Floats]:

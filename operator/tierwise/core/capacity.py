@@ -50,6 +50,9 @@ _MOST_RHO, _MOST_UNEVEN = 0.95, 2.0
 
 _CARRIED_FADE = 0.98
 
+_ROOM_GROWS = 1.005
+"""A replica that queued with so many requests is given a few more again, a window after the other."""
+
 _LEAST_ODDS, _RUNNING_GAIN = 0.05, 0.1
 
 _FADE = 0.95
@@ -96,6 +99,7 @@ class Capacity:
         carried: work units/s that were carried without a queue lately.
         running_scale: requests that a replica runs at half of its saturation; None when unknown.
         queued: observations in a row that showed a queue.
+        most_running: requests that a replica ran while others queued; None when none did.
         observations: how many went in, of replicas at work; 0 means that all is declared or assumed.
         covered: share of a first window of work that they covered, up to 1.
         normal: sufficient statistics of the fit (s11, s12, s22, t1, t2).
@@ -109,6 +113,7 @@ class Capacity:
     queued: int = 0
     carried: float = 0.0
     running_scale: float | None = None
+    most_running: float | None = None
     observations: int = 0
     covered: float = 0.0
     normal: tuple[float, float, float, float, float] | None = None
@@ -358,12 +363,22 @@ def _learn_ttft(capacity: Capacity, seen: Observation, rho: float) -> Capacity:
 
 
 def _learn_running(capacity: Capacity, seen: Observation, rho: float) -> Capacity:
-    """Running requests grow as `rho / (1 - rho)`: by Little's law, arrivals times tokens times inter-token time."""
-    odds = rho / (1 - rho)
+    """Running requests grow as `rho / (1 - rho)`: by Little's law, arrivals times tokens times inter-token time.
+
+    In a window of bursts and calm their mean is that of its parts, more than at the mean load.
+    """
+    parts = seen.parts or ((1.0, 1.0),)
+    total = sum(share for _, share in parts)
+    odds = sum(share * _odds(rho * multiple) for multiple, share in parts) / total if total > 0 else _odds(rho)
     if odds < _LEAST_ODDS:
         return capacity
     scale, before = seen.running / odds, capacity.running_scale
     return replace(capacity, running_scale=scale if before is None else before + _RUNNING_GAIN * (scale - before))
+
+
+def _odds(rho: float) -> float:
+    busy = min(rho, _MOST_RHO)
+    return busy / (1 - busy)
 
 
 def running_at(capacity: Capacity, utilisation: float) -> int | None:
@@ -382,13 +397,17 @@ def _learn_queue(capacity: Capacity, seen: Observation) -> Capacity:
             # Never less than what was carried without a queue a moment ago: the window may still hold calm.
             most = max(0.95 * seen.work_rate, capacity.carried)
             limit = most if limit is None else limit + 0.5 * (most - limit)
+            return replace(capacity, queued=queued, queue_limit=limit, most_running=seen.running)
         return replace(capacity, queued=queued, queue_limit=limit)
     if limit is not None:
         limit = max(limit * 1.02, seen.work_rate)
         if limit >= capacity.saturation:
             limit = None
     carried = max(seen.work_rate, _CARRIED_FADE * capacity.carried)
-    return replace(capacity, queued=0, queue_limit=limit, carried=carried)
+    room = capacity.most_running
+    if room is not None:
+        room = max(room * _ROOM_GROWS, seen.running)
+    return replace(capacity, queued=0, queue_limit=limit, carried=carried, most_running=room)
 
 
 def _learn_margin(

@@ -143,6 +143,21 @@ def metric_names(spec: InCluster) -> MetricNames:
     return replace(preset, **{name: (value,) for name, value in stated.items() if value is not None})
 
 
+_SEQUENCES = {"--max-num-seqs", "--max-running-requests", "--parallel", "-np"}
+"""Arguments of vLLM, SGLang and llama.cpp that say how many sequences a replica runs at a time."""
+
+
+def most_running(spec: InCluster) -> int | None:
+    """Sequences that a replica runs at a time, as its arguments say; None where they do not."""
+    arguments = [*spec.args, ""]
+    for place, argument in enumerate(spec.args):
+        name, _, value = argument.partition("=")
+        if name in _SEQUENCES:
+            text = value or arguments[place + 1]
+            return int(text) if text.isdecimal() and int(text) > 0 else None
+    return None
+
+
 def scaling_target(spec: InCluster) -> Decimal:
     """Average of the autoscaling signal per replica."""
     if spec.autoscaling.target is not None:

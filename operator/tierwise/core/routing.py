@@ -114,7 +114,7 @@ def attempts(
     """The groups of `count` attempts: first by weight, then each time the next tier that the request has not tried.
 
     A request that has tried all of them tries its last tier again (another replica of it, as Envoy avoids the host
-    that failed).
+    that failed). Where a saturated tier passed it on and the others failed too, one more attempt waits at that tier.
 
     Args:
         weights: percent by tier, positive, summing to 100. Empty: no attempt can be made.
@@ -148,20 +148,38 @@ def attempts(
         )
         for group, following in zip(groups, after, strict=True)
     )
-    return Attempts(groups, guarded)
+    if not any(any(group) for group in guarded):
+        return Attempts(groups, guarded)
+    # A tier that gave way has not failed.
+    waits = tuple(
+        (first if guarded[0][number] else chain[min(length, len(chain) - 1)], weights[first])
+        for number, (first, chain) in enumerate(chains.items())
+    )
+    return Attempts((*groups, waits), (*guarded, (False,) * len(waits)))
 
 
-def relief(routing_class: RoutingClass, tiers: Mapping[str, ModelTier]) -> dict[str, frozenset[str]]:
+def most_attempts(routing_class: RoutingClass) -> int:
+    """Attempts that a request may take in all: a saturated tier that passes it on is none of those asked for."""
+    fallback = routing_class.fallback
+    return fallback.attempts + (FallbackReason.SATURATED in fallback.when and fallback.attempts > 1)
+
+
+def relief(
+    policy: RoutingPolicy, routing_class: RoutingClass, tiers: Mapping[str, ModelTier]
+) -> dict[str, frozenset[str]]:
     """In-cluster tier -> tiers of the class that may take its requests while it is saturated; empty: none.
 
     A class with a quality floor is relieved by tiers that are known to be no worse than the one that is saturated, so
-    that no burst lowers what its mix was chosen for. Requests that belong to a session, and tiers with an endpoint
-    picker, which queues by itself, are not relieved.
+    that no burst lowers what its mix was chosen for; where the floor holds on average, by those too that keep it alone.
+    Requests that belong to a session, and tiers with an endpoint picker, which queues by itself, are not relieved.
     """
     if FallbackReason.SATURATED not in routing_class.fallback.when or routing_class.affinity is not None:
         return {}
     names = [ref.name for ref in routing_class.tiers if ref.name in tiers]
-    scores = {name: score.value for name, score in promise.scores_of(routing_class.task, tiers).items()}
+    known = promise.scores_of(routing_class.task, tiers)
+    scores = {name: score.value for name, score in known.items()}
+    floor = promise.floor_of(policy, routing_class, known) if promise.on_average(routing_class) else None
+    enough = floor.value if floor is not None and floor.value is not None else math.inf
     found: dict[str, frozenset[str]] = {}
     for name in names:
         inside = tiers[name].spec.in_cluster
@@ -169,16 +187,39 @@ def relief(routing_class: RoutingClass, tiers: Mapping[str, ModelTier]) -> dict[
             continue
         others = {other for other in names if other != name}
         if routing_class.quality is not None:
-            others = {other for other in others if scores.get(other, -1.0) >= scores.get(name, math.inf)}
+            others = {other for other in others if scores.get(other, -1.0) >= min(enough, scores.get(name, math.inf))}
         if others:
             found[name] = frozenset(others)
+    return found
+
+
+def relieved_by(
+    policy: RoutingPolicy, routing_class: RoutingClass, tiers: Mapping[str, ModelTier], allowed: Collection[str]
+) -> dict[str, str]:
+    """In-cluster tier -> the allowed tier that its requests go to while it is saturated; absent: they wait."""
+    helps = relief(policy, routing_class, {name: tier for name, tier in tiers.items() if name in allowed})
+    order = fallback_order(routing_class, allowed)
+    found: dict[str, str] = {}
+    for name in helps:
+        plan = attempts(
+            {name: 100},
+            order,
+            routing_class.fallback.attempts,
+            helps,
+            relieved_first=not routing_class.fallback.order,
+        )
+        if plan.guarded[0][0]:
+            found[name] = plan.groups[1][0][0]
     return found
 
 
 def guarded_tiers(policies: Iterable[RoutingPolicy], tiers: Mapping[str, ModelTier]) -> frozenset[str]:
     """Tiers of a namespace that some class is relieved of while they are saturated."""
     return frozenset(
-        name for policy in policies for routing_class in policy.spec.classes for name in relief(routing_class, tiers)
+        name
+        for policy in policies
+        for routing_class in policy.spec.classes
+        for name in relief(policy, routing_class, tiers)
     )
 
 
@@ -205,7 +246,7 @@ def plan_attempts(
     order = fallback_order(routing_class, allowed)
     order = (*(name for name in order if name in first), *(name for name in order if name not in first))
     # What a budget downgrades waits: a burst is no reason to spend what the budget saves.
-    helps = {} if preferred is not None else relief(routing_class, {name: tiers[name] for name in allowed})
+    helps = {} if preferred is not None else relief(policy, routing_class, {name: tiers[name] for name in allowed})
     return attempts(
         weights, order, routing_class.fallback.attempts, helps, relieved_first=not routing_class.fallback.order
     )

@@ -114,6 +114,7 @@ class ClassView:
         credit: that was counted from `promised`, where that holds on average.
         objective: what is promised.
         memory: of the class.
+        relieved: in-cluster tier -> the tier that takes its requests while it is saturated.
     """
 
     key: ClassKey
@@ -135,6 +136,7 @@ class ClassView:
     credit: credit.Credit | None
     objective: Objective
     memory: ClassMemory
+    relieved: Mapping[str, str] = field(default_factory=dict)
 
     def reaches(self, tier: str) -> bool:
         """Whether a request can get to a tier: by its weight, or because others fail."""
@@ -322,6 +324,7 @@ def _class_view(
         credit=held,
         objective=learning.objective_of(spec),
         memory=entry,
+        relieved=routing.relieved_by(policy, spec, objects, allowed),
     )
 
 

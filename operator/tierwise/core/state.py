@@ -104,7 +104,23 @@ def _stream(situation: Situation, view: ClassView, tier: TierView, share: float)
         present=forecast.present,
         value=_value(situation, view),
         seconds=between * forecast.tokens_on(tier.name)[1],
+        relief=_relief(situation, view, tier, forecast.units_on(tier.name) / tier.capacity.saturation / limit),
     )
+
+
+def _relief(situation: Situation, view: ClassView, tier: TierView, load: float) -> float | None:
+    """Currency units per hour of a replica's worth of a class on the provider that takes what this tier does not carry.
+
+    None where nobody does, or replicas would have to be there for it, or where a budget makes it wait.
+    """
+    name, forecast = view.relieved.get(tier.name), view.demand
+    other = situation.tiers.get(name) if name is not None else None
+    if other is None or forecast is None or not other.external or not other.usable or load <= 0:
+        return None
+    if view.key in situation.hold.downgraded:
+        return None
+    each = other.cost_per_request(*forecast.tokens_on(other.name))
+    return 3600 * each / load if each is not None else None
 
 
 def _value(situation: Situation, view: ClassView) -> float | None:

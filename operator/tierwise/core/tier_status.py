@@ -1,20 +1,27 @@
 """What a ModelTier's status says: conditions and replicas as they are, figures as they were at the last decision."""
 
+import math
 from dataclasses import replace
 from decimal import Decimal
 
 from tierwise.api.meta import Provenance
 from tierwise.api.model_tier_status import ModelTierStatus, TierCapacity, TierCost, TierLatency, TierReplicas
 from tierwise.api.scalars import Duration
-from tierwise.core import capacity, conditions, cost, demand
+from tierwise.core import capacity, conditions, cost, demand, engines, inflight
 from tierwise.core.capacity import Capacity
 from tierwise.core.conditions import Finding
 from tierwise.core.decision import Decision, TierOutcome
-from tierwise.core.situation import Situation, TierView, fresh
+from tierwise.core.situation import ClassView, Situation, TierView, fresh
 from tierwise.core.world import Key, World
 
 CAPACITY_MOVE = 1.2
 """A measured capacity is shown anew when it differs by this factor: a status is no time series."""
+
+CONCURRENT_MOVE = 0.15
+"""And requests in flight when they differ by this share: gateways go by them."""
+
+LAST_PEAKS = 5
+"""Windows whose busiest ten seconds are taken for the next burst."""
 
 
 def status(world: World, situation: Situation, decision: Decision, name: str) -> ModelTierStatus:
@@ -25,10 +32,8 @@ def status(world: World, situation: Situation, decision: Decision, name: str) ->
     generation = view.tier.metadata.generation
     outcome = decision.tiers.get(name)
     first = before.cost is None and before.capacity is None
-    # Figures move with every measurement; in a status they move when a decision does, or the number of replicas.
-    counted = before.replicas is not None and before.replicas.current != view.existing
-    again = first or counted or decision.moved or before.observed_generation != generation
-    figures = _figures(situation, view) if again or _learnt(situation, view) else before
+    again = first or before.observed_generation != generation or _again(situation, decision, view)
+    figures = _figures(situation, view) if again else before
     if first and figures.cost is None and figures.capacity is None:
         figures = before
     return ModelTierStatus(
@@ -43,12 +48,29 @@ def status(world: World, situation: Situation, decision: Decision, name: str) ->
     )
 
 
+def shown_capacity(situation: Situation, decision: Decision, name: str) -> TierCapacity | None:
+    """The capacity that a tier's status should show now."""
+    view = situation.tiers[name]
+    before = view.tier.status.capacity
+    return _capacity(situation, view) if before is None or _again(situation, decision, view) else before
+
+
+def _again(situation: Situation, decision: Decision, view: TierView) -> bool:
+    """Figures move with every measurement; in a status they move when a decision does, or the number of replicas."""
+    shown = view.tier.status.replicas
+    counted = shown is not None and shown.current != view.existing
+    return counted or decision.moved or _learnt(situation, view)
+
+
 def _learnt(situation: Situation, view: TierView) -> bool:
     """Whether the capacity in the status misleads: it is where learning starts after a restart."""
     shown, known = view.tier.status.capacity, view.capacity
     if known is None or known.provenance != "measured":
         return False
     if shown is None or shown.requests_per_second is None or shown.provenance is not Provenance.MEASURED:
+        return True
+    concurrent, before = _concurrent(situation, view, known), shown.concurrent_requests
+    if concurrent is not None and (before is None or abs(concurrent - before) >= max(1, CONCURRENT_MOVE * before)):
         return True
     ratio = safe_rate(situation, view, known) / float(shown.requests_per_second)
     return not 1 / CAPACITY_MOVE <= ratio <= CAPACITY_MOVE
@@ -156,9 +178,52 @@ def _mean_units(situation: Situation, view: TierView) -> float:
 
 def safe_rate(situation: Situation, view: TierView, known: Capacity) -> float:
     """Requests/s of one replica at which the objectives of its classes hold."""
+    return known.saturation * _safe(situation, view, known) / _mean_units(situation, view)
+
+
+def _safe(situation: Situation, view: TierView, known: Capacity) -> float:
+    """Utilisation of a replica at which the objectives of its classes hold."""
     limits = [capacity.utilisation_limit(known, user.objective) for user in situation.users(view.name)]
-    limit = min((limit for limit in limits if limit > 0), default=capacity.DEFAULT_UTILISATION)
-    return known.saturation * limit / _mean_units(situation, view)
+    return min((limit for limit in limits if limit > 0), default=capacity.DEFAULT_UTILISATION)
+
+
+def _concurrent(situation: Situation, view: TierView, known: Capacity) -> int | None:
+    """Requests in flight of one replica at that utilisation; None before it is measured."""
+    if known.provenance != "measured":
+        return None
+    users = [
+        user
+        for user in situation.users(view.name)
+        if user.demand is not None and user.demand.tokens_known and user.weights.get(view.name, 0) > 0
+    ]
+    at = inflight.GUARDED * _safe(situation, view, known)
+    # A replica is full when one of its classes bursts, and of short requests it is with fewer.
+    found = [inflight.concurrent_at(known, at, _mix(view, users, bursting)) for bursting in users]
+    least = min((each for each in found if each), default=None)
+    if least is None:
+        return None
+    # More than a replica runs at a time would queue in it.
+    inside = view.tier.spec.in_cluster
+    bounds = [engines.most_running(inside) if inside is not None else None, known.most_running]
+    return max(1, round(min(least, *(float(bound) for bound in bounds if bound is not None), math.inf)))
+
+
+def _mix(view: TierView, users: list[ClassView], bursting: ClassView) -> list[tuple[float, float, float, bool]]:
+    """Requests/s and tokens of a tier's classes while one has a burst, and whether they are relieved.
+
+    Gateways count relieved requests only. Where there is none, all count: it is what a replica holds.
+    """
+    counted = [user for user in users if view.name in user.relieved] or users
+    found = []
+    for user in users:
+        forecast = user.demand
+        if forecast is None:
+            continue
+        peaks = [sample.peak for sample in user.memory.history.samples[-LAST_PEAKS:]]
+        rate = max([forecast.now, *peaks]) if user is bursting else forecast.now
+        share = user.weights.get(view.name, 0) / 100
+        found.append((rate * share, *forecast.tokens_on(view.name), user in counted))
+    return found
 
 
 def _capacity(situation: Situation, view: TierView) -> TierCapacity | None:
@@ -174,6 +239,7 @@ def _capacity(situation: Situation, view: TierView) -> TierCapacity | None:
     return TierCapacity(
         requests_per_second=_rounded(safe_rate(situation, view, known)),
         saturation_requests_per_second=_rounded(known.saturation / _mean_units(situation, view)),
+        concurrent_requests=_concurrent(situation, view, known),
         provenance=_provenance(known.provenance),
     )
 

@@ -220,7 +220,9 @@ class _Policy:
     def _labels(self, class_name: str, routing_class: RoutingClass | None = None) -> dict[str, Any]:
         labels = {"namespace": self.key.namespace, "policy": self.key.name, "class": class_name}
         if routing_class is not None and FallbackReason.LOW_CONFIDENCE in routing_class.fallback.when:
-            labels["cascade"] = str(routing_class.fallback.attempts)  # `accesslog.lost`: earlier ones are thrown away
+            labels["cascade"] = str(
+                routing.most_attempts(routing_class)
+            )  # `accesslog.lost`: earlier ones are thrown away
         return metadata(**labels)
 
     def _action(
@@ -313,7 +315,7 @@ def _retries(routing_class: RoutingClass) -> dict[str, Any]:
         reasons["retriable-headers"] = None
     policy: dict[str, Any] = {
         "retry_on": ",".join(sorted(reasons)),
-        "num_retries": fallback.attempts - 1,
+        "num_retries": routing.most_attempts(routing_class) - 1,
         "refresh_cluster_on_retry": True,
         "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.05s"},
         # When the same tier is tried again: not the same replica.
