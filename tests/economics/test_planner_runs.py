@@ -8,6 +8,7 @@ import pytest
 from tierwise import planner
 from tierwise.api.model_tier import ModelTier
 from tierwise.api.routing_policy import RoutingPolicy
+from tierwise.core import routing
 from tierwise.core.world import Child, GatewayReport, Key
 from tierwise.economics import bench, metrics, scenarios, variants
 from tierwise.economics.bench import Options
@@ -55,6 +56,11 @@ class WholePlanner(PlannerLoop):
                 target = float(manifest["spec"]["metrics"][0]["pods"]["target"]["averageValue"])
                 self._hpas[key.name].spec = replace(self._hpas[key.name].spec, target=target)
         self._autoscale(seconds, state, seen)
+        named = {key.name: tier for key, tier in self.tiers.items()}
+        self._relief = {
+            spec.name: routing.relieved_by(self.policy, spec, named, [ref.name for ref in spec.tiers])
+            for spec in self.policy.spec.classes
+        }
         return self.wanted()
 
 

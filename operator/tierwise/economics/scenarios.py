@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tierwise.api.model_tier import ModelTier
+from tierwise.api.routing_class import ALL_FALLBACK_DEFAULTS
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.core.world import Key
 from tierwise.errors import TierwiseError
@@ -275,6 +276,7 @@ def policy_of(scenario: Scenario) -> RoutingPolicy:
             "match": {"headers": [{"name": "x-class", "value": each.name}]},
             # The scenarios' floors are of all requests of a run.
             "quality": {"minScore": _score(scenario.floors[each.name] / 100), "holds": "OnAverage"},
+            "fallback": {"when": [*(reason.value for reason in ALL_FALLBACK_DEFAULTS), "Saturated"]},
             "tiers": [{"name": name, "weight": 100 if name == scenario.reference else 0} for name in names],
         }
         limits = {

@@ -124,7 +124,7 @@ def compare(
 def record_wants(record: Record) -> list[Wanted]:
     """The decisions of a run, slot by slot."""
     return [
-        Wanted(weights, {name: counts[at] for name, counts in record.desired.items()})
+        Wanted(weights, {name: counts[at] for name, counts in record.desired.items()}, record.guards[at])
         for at, weights in enumerate(record.weights)
     ]
 

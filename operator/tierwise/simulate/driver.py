@@ -15,14 +15,14 @@ from tierwise.api.in_cluster import InCluster
 from tierwise.api.model_tier import ModelTier
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.api.routing_policy_status import ClassStatus, RoutingPolicyStatus, TierWeight
-from tierwise.core import decide, engines, learning, situation
+from tierwise.core import decide, engines, learning, routing, situation, tier_status
 from tierwise.core.decision import Decision
 from tierwise.core.memory import LoopMemory
 from tierwise.core.signals import ClassKey, Signals
 from tierwise.core.situation import Settings, Situation
 from tierwise.core.world import Child, Key, Workload, World
 from tierwise.sim.hpa import Hpa, HpaSpec
-from tierwise.simulate.fluid import Replicas, TierSlot
+from tierwise.simulate.fluid import UNGUARDED, Guard, Replicas, TierSlot
 
 START = datetime(2026, 1, 5, 0, 0, tzinfo=UTC)
 """Second 0, a Monday; a fixed moment makes a run repeatable."""
@@ -38,12 +38,14 @@ class Wanted:
 
     Attributes:
         weights: class -> tier -> share. replicas: tier -> how many.
+        guard: what happens to requests that a tier can not carry at the moment.
         denied: classes that get no answer.
         limits: (classes, requests/s that they may have together), each from one budget.
     """
 
     weights: Mapping[str, Mapping[str, float]]
     replicas: Mapping[str, int]
+    guard: Guard = UNGUARDED
     denied: frozenset[str] = frozenset()
     limits: tuple[tuple[frozenset[str], float], ...] = ()
 
@@ -73,8 +75,12 @@ class PlannerLoop:
     _bounds: dict[str, tuple[int, int]] = field(default_factory=dict)
     _desired: dict[str, int] = field(default_factory=dict)
     _hpas: dict[str, Hpa] = field(default_factory=dict)
+    _guarded: frozenset[str] = frozenset()
+    _relief: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        named = {key.name: tier for key, tier in self.tiers.items()}
+        self._guarded = routing.guarded_tiers((self.policy, *self.others.values()), named)
         for key, tier in self.tiers.items():
             inside = tier.spec.in_cluster
             if inside is None:
@@ -100,7 +106,7 @@ class PlannerLoop:
                 weights[name] = {each.tier: float(each.percent) for each in shown.get(spec.name, ())} or {
                     tier: float(share) for tier, share in spec.starting_weights().items()
                 }
-        return Wanted(weights, dict(self._desired))
+        return Wanted(weights, dict(self._desired), Guard(self._concurrency(), self._relief))
 
     def begin(self) -> None:
         """What is counted begins here: quality that was earned before it is not spent in it."""
@@ -131,6 +137,9 @@ class PlannerLoop:
         memory = decide.remember(memory, self.namespace, self.decision, world.now)
         self.memory = self._enforced(view, self.decision, memory)
         self._take(self.decision)
+        self._show(view, self.decision)
+        held = view.hold.downgraded
+        self._relief = {self._name(each.key): each.relieved for each in view.classes if each.key not in held}
         self._autoscale(seconds, state, seen)
         return self.wanted()
 
@@ -177,6 +186,23 @@ class PlannerLoop:
                 hpa.spec = replace(hpa.spec, target=float(outcome.bounds.running_target))
             if outcome.bounds.max > 0:
                 self._bounds[name] = (max(1, outcome.bounds.min), max(1, outcome.bounds.min, outcome.bounds.max))
+
+    def _show(self, view: Situation, decision: Decision) -> None:
+        """What the operator would write into the tiers' statuses, as far as gateways go by it."""
+        for name in self._guarded:
+            key = Key(self.namespace, name)
+            shown = tier_status.shown_capacity(view, decision, name)
+            if shown != self.tiers[key].status.capacity:
+                status = self.tiers[key].status.model_copy(update={"capacity": shown})
+                self.tiers[key] = self.tiers[key].model_copy(update={"status": status})
+
+    def _concurrency(self) -> dict[str, int]:
+        shown = {name: self.tiers[Key(self.namespace, name)].status.capacity for name in self._guarded}
+        return {
+            name: each.concurrent_requests
+            for name, each in shown.items()
+            if each is not None and each.concurrent_requests is not None
+        }
 
     def _autoscale(self, seconds: float, state: Mapping[str, Replicas], seen: Mapping[str, TierSlot]) -> None:
         for name, (low, high) in self._bounds.items():

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Protocol
 
-from tierwise.simulate.fluid import Demand, FluidClass, FluidTier, Replicas, Slot
+from tierwise.simulate.fluid import Demand, FluidClass, FluidTier, Guard, Replicas, Slot
 
 
 class Engine(Protocol):
@@ -33,6 +33,14 @@ class Engine(Protocol):
     def down(self) -> set[str]:
         """Providers that answer nobody."""
         ...
+
+    @property
+    def guard(self) -> Guard:
+        """What happens to requests that a tier can not carry at the moment."""
+        ...
+
+    @guard.setter
+    def guard(self, value: Guard) -> None: ...
 
     def scale(self, wanted: Mapping[str, int]) -> None:
         """Ask for so many replicas of each tier now."""

@@ -3,7 +3,8 @@
 It has the interface of `fluid.Fluid`, so the same planner drives both: `scale`, then `step` round by round. A request's
 tier is drawn by the weights in force when it arrives, from a number that belongs to the request, so that two runs
 differ only by what was decided. Latencies are those of `tierload`. A tier without a ready replica is passed over in the
-class's order, as the gateway's fallback does; where no tier is left the request fails.
+class's order, as the gateway's fallback does; where no tier is left the request fails. What comes while a tier is
+saturated goes where its class is relieved.
 """
 
 import random
@@ -13,10 +14,25 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from tierwise.sim.replica import ReplicaParams
 from tierwise.simulate.batches import TierBatches
-from tierwise.simulate.fluid import Demand, Flow, FluidClass, FluidTier, Replicas, Slot, TierSlot
+from tierwise.simulate.fluid import (
+    UNGUARDED,
+    Demand,
+    Flow,
+    FluidClass,
+    FluidTier,
+    Guard,
+    Replicas,
+    Slot,
+    TierSlot,
+)
+from tierwise.simulate.inflight import InFlight
 from tierwise.simulate.requests import Requests
 from tierwise.simulate.tierload import SLOT_SECONDS, Arrivals, Floats, Ints, Served, StepView, TierLoad
+
+GUARD_SLOTS = 5
+"""Seconds after which requests in flight are counted anew, where a tier gives way when it is saturated."""
 
 QUANTILES = (np.arange(20) + 0.5) / 20
 """A distribution of latencies is handed on as so many equal parts."""
@@ -36,6 +52,7 @@ class Events:
         short: class -> requests served by another tier than the drawn one.
         flows: by round, what became of its requests.
         exact: iteration by iteration (`batches`) instead of in closed form (`tierload`).
+        guard: what happens to requests that a tier can not carry.
     """
 
     tiers: Sequence[FluidTier]
@@ -53,6 +70,8 @@ class Events:
     _places: dict[str, int] = field(default_factory=dict)
     flows: list[dict[tuple[str, str], Flow]] = field(default_factory=list)
     exact: bool = False
+    guard: Guard = UNGUARDED
+    _held: dict[str, InFlight] = field(default_factory=dict)
     _starts: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -82,26 +101,46 @@ class Events:
 
         `Flow.kept` of a slot is complete only after `finish`, when all its requests have ended.
         """
-        slots = max(1, round(seconds / SLOT_SECONDS))
-        ready = {name: self._ready(held, slots) for name, held in self.state.items()}
         slot = Slot(seconds, {}, {tier.name: TierSlot() for tier in self.tiers})
-        sent: dict[str, list[tuple[int, Requests]]] = {tier.name: [] for tier in self.tiers}
-        for place, each in enumerate(self.classes):
-            for name, part in self._choose(each.name, demand, weights.get(each.name, {}), seconds, ready):
-                sent[name].append((place, part))
         self._starts.append(self.now)
         self.flows.append(slot.flows)
+        passed = {each.name: self._passed(each.name, demand, seconds) for each in self.classes}
+        left = max(1, round(seconds / SLOT_SECONDS))
+        while left > 0:
+            # What is in flight decides who is taken next, so it has to be looked at often.
+            slots = min(left, GUARD_SLOTS) if self.guard.concurrency else left
+            self._advance(slots, passed, weights, slot)
+            left -= slots
+        return slot
+
+    def _advance(
+        self, slots: int, passed: Mapping[str, float], weights: Mapping[str, Mapping[str, float]], slot: Slot
+    ) -> None:
+        """So many slots of `SLOT_SECONDS`, a part of the round that `slot` is about."""
+        seconds = slots * SLOT_SECONDS
+        ready = {name: self._ready(held, slots) for name, held in self.state.items()}
+        sent: dict[str, list[tuple[int, Requests]]] = {tier.name: [] for tier in self.tiers}
+        for place, each in enumerate(self.classes):
+            for name, part in self._choose(each.name, passed[each.name], weights.get(each.name, {}), seconds, ready):
+                sent[name].append((place, part))
+        self._relieve(sent, ready)
         for tier in self.tiers:
             held = self.state.get(tier.name)
             if held is None:
                 self._provider(tier, sent[tier.name], slot)
                 continue
             seen = slot.tiers[tier.name]
-            seen.cost = held.existing * tier.price_per_hour * seconds / 3600
+            seen.cost += held.existing * tier.price_per_hour * seconds / 3600
             seen.ready, seen.existing = held.ready, held.existing
             self._serve(tier, sent[tier.name], ready[tier.name], slot)
         self.now += seconds
-        return slot
+
+    def _passed(self, name: str, demand: Mapping[str, Demand], seconds: float) -> float:
+        """Share of a round's requests that budgets let through."""
+        mine = self.requests[name]
+        count = int(np.searchsorted(mine.t, self.now + seconds, side="left")) - self._places[name]
+        asked = demand[name].requests if name in demand else float(count)
+        return asked / count if asked < count - 1e-6 else 1.0
 
     def finish(self) -> None:
         """All that runs ends; then every `Flow.kept` is complete."""
@@ -123,12 +162,12 @@ class Events:
     def _choose(
         self,
         name: str,
-        demand: Mapping[str, Demand],
+        passed: float,
         weights: Mapping[str, float],
         seconds: float,
         ready: Mapping[str, Floats],
     ) -> list[tuple[str, Requests]]:
-        """The round's requests of a class by the tier that takes them."""
+        """The part's requests of a class by the tier that takes them."""
         mine = self.requests[name]
         first = self._places[name]
         last = int(np.searchsorted(mine.t, self.now + seconds, side="left"))
@@ -136,10 +175,10 @@ class Events:
         if last <= first:
             return []
         part, draws = mine.part(first, last), self._draws[name][first:last]
-        if name in demand and demand[name].requests < part.count - 1e-6:
+        if passed < 1:
             # Which ones are held back has nothing to do with the tier that they would have gone to.
-            passed = (draws * 7919.0) % 1.0 < demand[name].requests / part.count
-            part, draws = part.where(passed), draws[passed]
+            kept = (draws * 7919.0) % 1.0 < passed
+            part, draws = part.where(kept), draws[kept]
         names = [tier for tier, share in sorted(weights.items()) if share > 0]
         if not names or part.count == 0:
             self.failed[name] = self.failed.get(name, 0) + part.count
@@ -164,6 +203,47 @@ class Events:
             (tier, part.where(chosen)) for index, tier in enumerate(chain) if (chosen := (taken == index) & ~lost).any()
         ]
 
+    def _relieve(self, sent: dict[str, list[tuple[int, Requests]]], ready: Mapping[str, Floats]) -> None:
+        """What comes while a tier has all the requests that it may have goes where its class is relieved."""
+        away: list[tuple[str, int, Requests]] = []
+        for tier in self.tiers:
+            limit = self.guard.concurrency.get(tier.name)
+            if limit is None or tier.params is None:
+                continue
+            counted = [(place, part) for place, part in sent[tier.name] if self._relief(place, tier.name) is not None]
+            if not counted:
+                continue
+            t = np.concatenate([part.t for _, part in counted])
+            lengths = np.concatenate([self._lengths(place, tier, tier.params, part) for place, part in counted])
+            order = np.argsort(t, kind="stable")
+            slots = ready[tier.name]
+            second = np.minimum(((t - self.now) / SLOT_SECONDS).astype(np.int64), slots.size - 1)
+            most = np.where(slots[second] > 0, np.maximum(1.0, limit * slots[second]), 0.0)
+            taken = np.ones(t.size, dtype=np.bool_)
+            held = self._held.setdefault(tier.name, InFlight(tier.params.a_ms / 1e3))
+            taken[order] = held.admit(t[order] - self.now, lengths[order], most[order])
+            rest = [(place, part) for place, part in sent[tier.name] if self._relief(place, tier.name) is None]
+            edges = np.cumsum([0, *(part.count for _, part in counted)])
+            for (place, part), first, last in zip(counted, edges[:-1], edges[1:], strict=True):
+                mine, other = taken[first:last], self._relief(place, tier.name)
+                if mine.any():
+                    rest.append((place, part.where(mine)))
+                if other is not None and not mine.all():
+                    away.append((other, place, part.where(~mine)))
+            sent[tier.name] = rest
+        for name, place, part in away:
+            sent[name].append((place, part))
+
+    def _relief(self, place: int, tier: str) -> str | None:
+        other = self.guard.relief.get(self.classes[place].name, {}).get(tier)
+        return other if other not in self.down else None
+
+    def _lengths(self, place: int, tier: FluidTier, params: ReplicaParams, part: Requests) -> Floats:
+        """How long requests take, in tokens of a stream: a prefill is as much slower on a busy replica as a token."""
+        p = part.prompt
+        prefill = params.p0_ms + params.p1_ms * p / 1e3 + params.p2_ms * p * p / 1e6
+        return np.asarray(prefill / params.a_ms + self._output(self.classes[place], tier.name, part))
+
     def _up(self, tier: str, ready: Mapping[str, Floats], second: Ints) -> NDArray[np.bool_]:
         counts = ready.get(tier)
         if counts is None:
@@ -181,9 +261,8 @@ class Events:
             output = self._output(each, tier.name, part)
             prompts, outputs = float(part.prompt.sum()), float(output.sum())
             slot.tiers[tier.name].cost += (prompts * tier.price_in + outputs * tier.price_out) / 1e6
-            slot.flows[each.name, tier.name] = Flow(
-                float(part.count), float(part.count), prompts / part.count, outputs / part.count
-            )
+            count = float(part.count)
+            _add(slot, (each.name, tier.name), Flow(count, count, prompts / part.count, outputs / part.count))
 
     def _serve(self, tier: FluidTier, sent: Sequence[tuple[int, Requests]], ready: Floats, slot: Slot) -> None:
         parts = [
@@ -194,23 +273,28 @@ class Events:
         ]
         arrivals = Arrivals.joined(parts)
         served, view = self._loads[tier.name].step(arrivals, ready)
-        self._flow(tier.name, arrivals, view, slot)
+        if tier.name in self._held:
+            self._held[tier.name].advance(np.where(view.tokens > 0, view.gaps, 0.0))
+        self._flow(tier.name, arrivals, view, slot, ready.size * SLOT_SECONDS / slot.seconds)
         self._judge(tier.name, served)
 
-    def _flow(self, tier: str, arrivals: Arrivals, view: StepView, slot: Slot) -> None:
+    def _flow(self, tier: str, arrivals: Arrivals, view: StepView, slot: Slot, share: float) -> None:
+        """Add what a tier shows of a share of the slot."""
         seen = slot.tiers[tier]
-        seen.utilisation, seen.running, seen.waiting = view.utilisation, view.running, view.waiting
-        seen.kv_tokens = view.kv_tokens
-        seen.itl = [(count, gap) for count, gap in zip(view.tokens.tolist(), view.gaps.tolist(), strict=True) if count]
+        seen.utilisation += share * view.utilisation
+        seen.running += share * view.running
+        seen.waiting += share * view.waiting
+        seen.kv_tokens += share * view.kv_tokens
+        seen.itl += [(count, gap) for count, gap in zip(view.tokens.tolist(), view.gaps.tolist(), strict=True) if count]
         if arrivals.count:
-            seen.ttft = _parts(view.ttft)
+            seen.ttft += _parts(view.ttft)
         for place in np.unique(arrivals.kind).tolist():
             mine = arrivals.kind == place
             flow = Flow(
                 float(mine.sum()), 0.0, float(arrivals.prompt[mine].mean()), float(arrivals.output[mine].mean())
             )
             flow.ttft = _parts(view.ttft[mine])
-            slot.flows[self.classes[place].name, tier] = flow
+            _add(slot, (self.classes[place].name, tier), flow)
 
     def _judge(self, tier: str, served: Served) -> None:
         """Count those within their objective, each in the round in which it arrived."""
@@ -231,6 +315,19 @@ class Events:
         keys, counts = np.unique(np.vstack((rounds[within], served.kind[within])), axis=1, return_counts=True)
         for (index, place), count in zip(keys.T.tolist(), counts.tolist(), strict=True):
             self.flows[index][self.classes[place].name, tier].kept += count
+
+
+def _add(slot: Slot, key: tuple[str, str], more: Flow) -> None:
+    """Put a part of a slot's requests to those before."""
+    flow = slot.flows.get(key)
+    if flow is None:
+        slot.flows[key] = more
+        return
+    count = flow.requests + more.requests
+    flow.prompt = (flow.requests * flow.prompt + more.requests * more.prompt) / count
+    flow.output = (flow.requests * flow.output + more.requests * more.output) / count
+    flow.requests, flow.kept = count, flow.kept + more.kept
+    flow.ttft += more.ttft
 
 
 def _parts(values: Floats) -> list[tuple[float, float]]:

@@ -7,6 +7,7 @@ part keep their objective, or none. Load above `SATURATED` becomes backlog, in r
 start cost their price and serve nothing.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +16,11 @@ from tierwise.simulate.traces import BURST_SECONDS
 
 SATURATED = 0.98
 """Utilisation above which work waits."""
+
+LOSS_PASSES = 12
+"""What is turned away makes the rest faster, so that more fits: so often around is within a percent."""
+
+LEAST_CHANCE = 1e-9
 
 NEVER_SECONDS = 3600.0
 """Time to first token where no replica is ready."""
@@ -63,6 +69,22 @@ class Demand:
     prompt: float
     output: float
     peak: float
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What happens to requests that a tier can not carry at the moment.
+
+    Attributes:
+        concurrency: replica tier -> requests that gateways give each ready replica at a time; absent: any number.
+        relief: class -> replica tier -> the tier that takes the requests above it; absent: they wait.
+    """
+
+    concurrency: Mapping[str, int] = field(default_factory=dict)
+    relief: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+UNGUARDED = Guard()
 
 
 @dataclass(slots=True)
@@ -133,6 +155,34 @@ class Slot:
         return sum(tier.cost for tier in self.tiers.values())
 
 
+def _turned_away(load: float, beside: float, ready: int, held: float, limit: float) -> float:
+    """Share of the requests of a load that come while as many as may be are in flight.
+
+    Erlang's formula, which holds however long requests take, in its normal approximation; latencies are those at the
+    load that is taken.
+
+    Args:
+        load: of the requests that are counted, replicas.
+        beside: of others.
+        ready: replicas.
+        held: requests in flight of a replica's worth of load, if nothing slowed them down.
+        limit: requests that may be in flight.
+    """
+    if limit <= 0:
+        return 1.0
+    taken = load
+    lost = 0.0
+    for _ in range(LOSS_PASSES):
+        offered = load * held / (1 - min((beside + taken) / ready, SATURATED))
+        z = (limit + 0.5 - offered) / math.sqrt(offered)
+        # Far above the limit the formula's numerator and denominator both vanish: there what fits is the limit.
+        below = 0.5 * math.erfc(-z / math.sqrt(2))
+        above = math.exp(-z * z / 2) / math.sqrt(2 * math.pi * offered)
+        lost = min(1.0, above / below) if below > LEAST_CHANCE else 1 - limit / offered
+        taken = (taken + load * (1 - lost)) / 2
+    return lost
+
+
 def work_seconds(params: ReplicaParams, prompt: float, output: float) -> float:
     """Replica-seconds of one request: its prefill, and its part of the decode iterations."""
     prefill = params.p1_ms * prompt / 1e3 + params.p2_ms * prompt * prompt / 1e6
@@ -153,6 +203,7 @@ class Fluid:
             that is down does not answer, as gateways' fallback does.
         now: seconds since the start.
         state: replicas by tier. down: providers that answer nobody.
+        guard: what happens to requests that a tier can not carry.
     """
 
     tiers: Sequence[FluidTier]
@@ -160,6 +211,7 @@ class Fluid:
     now: float = 0.0
     state: dict[str, Replicas] = field(default_factory=dict)
     down: set[str] = field(default_factory=set)
+    guard: Guard = UNGUARDED
 
     def __post_init__(self) -> None:
         for tier in self.tiers:
@@ -174,13 +226,17 @@ class Fluid:
 
     def step(self, demand: Mapping[str, Demand], weights: Mapping[str, Mapping[str, float]], seconds: float) -> Slot:
         """One slot with these weights (class -> tier -> share, normalised here)."""
-        shares = {each.name: self._after_fallback(each, _normal(weights.get(each.name, {}))) for each in self.classes}
+        for held in self.state.values():
+            # A replica that becomes ready within a slot serves from the next one on.
+            held.ready += sum(1 for at in held.starting if at <= self.now + 1e-9)
+            held.starting = [at for at in held.starting if at > self.now + 1e-9]
+        flows = self._flows(demand, weights, seconds)
         slot = Slot(seconds, {}, {tier.name: TierSlot() for tier in self.tiers})
         for tier in self.tiers:
             if tier.params is None:
-                self._provider(tier, demand, shares, slot)
+                self._provider(tier, demand, flows, slot)
             else:
-                self._replicas(tier, tier.params, demand, shares, slot)
+                self._replicas(tier, tier.params, demand, flows, slot)
         self.now += seconds
         return slot
 
@@ -201,20 +257,69 @@ class Fluid:
                 found[other] = found.get(other, 0.0) + found.pop(name)
         return found
 
-    def _provider(
-        self,
-        tier: FluidTier,
-        demand: Mapping[str, Demand],
-        shares: Mapping[str, Mapping[str, float]],
-        slot: Slot,
+    def _flows(
+        self, demand: Mapping[str, Demand], weights: Mapping[str, Mapping[str, float]], seconds: float
+    ) -> "_Flows":
+        """(class, tier) -> requests that end up there, and how many of them in the class's busiest ten seconds."""
+        flows: _Flows = {}
+        for each in self.classes:
+            asked = demand[each.name]
+            for tier, share in self._after_fallback(each, _normal(weights.get(each.name, {}))).items():
+                if asked.requests > 0:
+                    flows[each.name, tier] = asked.requests * share, asked.peak * share
+        for tier_of in self.tiers:
+            if tier_of.name in self.guard.concurrency and tier_of.params is not None:
+                self._relieve(tier_of.name, tier_of.params, demand, flows, seconds)
+        return flows
+
+    def _relieve(
+        self, name: str, params: ReplicaParams, demand: Mapping[str, Demand], flows: "_Flows", seconds: float
     ) -> None:
+        """What is above a tier's limit in a part of the slot goes where its class is relieved.
+
+        Requests of other classes, which would wait, are not counted by gateways, but they take their part of replicas.
+        """
+        ready, length = self.state[name].ready, min(BURST_SECONDS, seconds)
+        loads, held, beside = {}, 0.0, 0.0
+        work: dict[str, float] = {}
+        for each in self.classes:
+            if (each.name, name) not in flows:
+                continue
+            asked, rate = demand[each.name], flows[each.name, name][0] / seconds
+            output = asked.output * each.output_factor.get(name, 1.0)
+            work[each.name] = work_seconds(params, asked.prompt, output)
+            other = self.guard.relief.get(each.name, {}).get(name)
+            if other is None or other in self.down:
+                beside += rate * work[each.name]
+                continue
+            loads[each.name] = rate * work[each.name]
+            held += rate * (prefill_seconds(params, asked.prompt) + (1 + output) * params.a_ms / 1e3)
+        load = sum(loads.values())
+        if load <= 0:
+            return
+        limit, each_held = max(1.0, self.guard.concurrency[name] * ready) if ready else 0.0, held / load
+        for key, mine in loads.items():
+            other = self.guard.relief[key][name]
+            requests, peak = flows[key, name]
+            away = []
+            for count, span, burst in ((peak, length, True), (requests - peak, seconds - length, False)):
+                own = count * work[key] / span if span > 0 else 0.0
+                every = own + load - mine
+                lost = _turned_away(every, beside, ready, each_held, limit) if own > 0 else 0.0
+                # In the burst of a class what does not fit is put down to it: of the others it is not told apart.
+                away.append(count * min(1.0, lost * every / own if burst else lost) if lost > 0 else 0.0)
+            if sum(away) > 0:
+                there = flows.get((key, other), (0.0, 0.0))
+                flows[key, other] = there[0] + sum(away), there[1] + away[0]
+                flows[key, name] = requests - sum(away), peak - away[0]
+
+    def _provider(self, tier: FluidTier, demand: Mapping[str, Demand], flows: "_Flows", slot: Slot) -> None:
         seen = slot.tiers[tier.name]
         for each in self.classes:
-            share = shares[each.name].get(tier.name, 0.0)
+            count, _ = flows.get((each.name, tier.name), (0.0, 0.0))
             asked = demand[each.name]
-            if share <= 0 or asked.requests <= 0:
+            if count <= 0:
                 continue
-            count = asked.requests * share
             output = asked.output * each.output_factor.get(tier.name, 1.0)
             up = tier.name not in self.down
             slot.flows[each.name, tier.name] = Flow(count, count if up else 0.0, asked.prompt, output)
@@ -226,25 +331,22 @@ class Fluid:
         tier: FluidTier,
         params: ReplicaParams,
         demand: Mapping[str, Demand],
-        shares: Mapping[str, Mapping[str, float]],
+        flows: "_Flows",
         slot: Slot,
     ) -> None:
         held, seen, seconds = self.state[tier.name], slot.tiers[tier.name], slot.seconds
-        # A replica that becomes ready within a slot serves from the next one on.
-        held.ready += sum(1 for at in held.starting if at <= self.now + 1e-9)
-        held.starting = [at for at in held.starting if at > self.now + 1e-9]
         seen.cost = held.existing * tier.price_per_hour * seconds / 3600
         seen.ready, seen.existing = held.ready, held.existing
         loads: list[_Load] = []
         for each in self.classes:
-            share = shares[each.name].get(tier.name, 0.0)
+            count, peak = flows.get((each.name, tier.name), (0.0, 0.0))
             asked = demand[each.name]
-            if share <= 0 or asked.requests <= 0:
+            if count <= 0:
                 continue
             output = asked.output * each.output_factor.get(tier.name, 1.0)
-            flow = Flow(asked.requests * share, 0.0, asked.prompt, output)
+            flow = Flow(count, 0.0, asked.prompt, output)
             slot.flows[each.name, tier.name] = flow
-            loads.append(_Load(each, flow, asked.peak * share, work_seconds(params, asked.prompt, output)))
+            loads.append(_Load(each, flow, peak, work_seconds(params, asked.prompt, output)))
         if held.ready:
             self._serve(params, held, seen, loads, seconds)
             return
@@ -282,7 +384,7 @@ class Fluid:
                 flow.ttft += pairs
                 seen.ttft += pairs
                 seen.itl.append((requests * flow.output, itl))
-                sequences = requests / seconds * flow.output * itl
+                sequences = requests / seconds * (flow.output * itl + prefill_seconds(params, flow.prompt) / (1 - busy))
                 running += sequences
                 context += sequences * (flow.prompt + flow.output / 2)
         most = count * params.max_sequences
@@ -290,6 +392,9 @@ class Fluid:
         seen.running = min(running, most)
         seen.kv_tokens = min(context, count * params.kv_tokens)
         seen.waiting = max(0.0, running - most) + (held.backlog * requests / work if work > 0 else 0.0)
+
+
+_Flows = dict[tuple[str, str], tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Protocol
 from tierwise.core.signals import Signals
 from tierwise.simulate.driver import START, Wanted
 from tierwise.simulate.engine import Engine
-from tierwise.simulate.fluid import Demand, Replicas, Slot, TierSlot
+from tierwise.simulate.fluid import Demand, Guard, Replicas, Slot, TierSlot
 from tierwise.simulate.signals import Observer
 
 
@@ -42,7 +42,7 @@ class Record:
         seconds: length of a slot. cost: per slot.
         requests, kept, quality: class -> per slot, requests, those within the objective, sum of scores.
         replicas: tier -> per slot, that existed. desired: tier -> per slot, asked for.
-        weights: per slot, class -> tier -> share.
+        weights: per slot, class -> tier -> share. guards: per slot, what became of what tiers could not carry.
         tokens_cost: per slot, of providers.
         denied: class -> per slot, requests that a budget kept from being answered; `requests` are without them.
     """
@@ -56,6 +56,7 @@ class Record:
     replicas: dict[str, list[int]] = field(default_factory=dict)
     desired: dict[str, list[int]] = field(default_factory=dict)
     weights: list[Mapping[str, Mapping[str, float]]] = field(default_factory=list)
+    guards: list[Guard] = field(default_factory=list)
     denied: dict[str, list[float]] = field(default_factory=dict)
 
     @property
@@ -79,6 +80,7 @@ class Record:
             self.replicas.setdefault(name, []).append(slot.tiers[name].existing)
             self.desired.setdefault(name, []).append(wanted.replicas.get(name, held.existing))
         self.weights.append(wanted.weights)
+        self.guards.append(wanted.guard)
 
 
 @dataclass(slots=True)
@@ -104,6 +106,7 @@ class Runner:
         wanted = self.controller.decide(self.fluid.now, self.newest, self.fluid.state, seen)
         self.fluid.scale(wanted.replicas)
         passed = admitted(demand, wanted, self.seconds)
+        self.fluid.guard = wanted.guard
         slot = self.fluid.step(passed, wanted.weights, self.seconds)
         self.last = slot
         if not self.silent:
