@@ -101,12 +101,14 @@ PROVIDER: list[dict[str, Any]] = [
 ]
 
 
-def policy() -> dict[str, Any]:
+def policy(*, relieved: bool = False) -> dict[str, Any]:
     made = support.policy(
         POLICY,
         [{"name": "compact", "weight": 100}, {"name": "provider", "weight": 0}],
         objective={"ttftP95": "2s", "interTokenP95": "100ms"},
     )
+    if relieved:
+        made["spec"]["classes"][0]["fallback"] = {"when": ["ConnectFailure", "ServerError", "RateLimited", "Saturated"]}
     made["spec"]["rebalance"] = {"mode": "Auto", "interval": "2s", "maxStepPercent": 50, "cooldown": "8s"}
     return made
 
@@ -396,3 +398,44 @@ def test_with_stale_metrics_nothing_moves_and_the_condition_says_so(step: Step) 
     meanwhile = attainment(step.load.between(back - 12, back))
     print(f"{meanwhile:.0%} of the last 12 s without metrics kept the objective: {before}")
     assert meanwhile < 0.9, "a loop that saw this would have moved"
+
+
+def test_a_saturated_tier_gives_way_at_once_while_nobody_decides(step: Step) -> None:
+    """Without metrics the loop stands still; gateways alone send elsewhere what ready replicas can not carry."""
+    step.cluster.kubectl("apply", "-n", NAMESPACE, "-f", "-", input_text=yaml_text.dump_all([policy(relieved=True)]))
+
+    def concurrent() -> int | None:
+        shown = step.get("modeltier", "compact")["status"].get("capacity", {}).get("concurrentRequests")
+        return int(shown) if shown is not None else None
+
+    step.load.rate = STEP
+    support.until(concurrent, seconds=BACK_SECONDS, what="requests in flight of a replica are measured")
+    support.until(
+        lambda: len({json.dumps(step.moving()) for _ in range(3) if not time.sleep(1.5)}) == 1,
+        seconds=90,
+        what="the loop has settled",
+    )
+    scale = ("scale", "deployment/prometheus", "-n", "monitoring")
+    step.cluster.kubectl(*scale, "--replicas=0")
+    try:
+        support.until(lambda: step.condition("MetricsStale") == "True", seconds=60, what="nobody decides any more")
+        before, ready = step.moving(), step.ready()
+        began = step.load.now()
+        step.load.rate = OVERLOAD * ready
+        step.wait(25)
+        after, end = step.moving(), step.load.now()
+        step.load.rate = BASE
+        step.wait(12)  # the last requests end
+    finally:
+        step.cluster.kubectl(*scale, "--replicas=1")
+    records = step.load.between(began, end)
+    away = sum(record.tier == "provider" for record in records)
+    held, failed = attainment(records), sum(not record.served for record in records)
+    print(
+        f"\nsaturated: {OVERLOAD * ready:.0f} requests/s on {ready} replicas of {concurrent()} requests each; "
+        f"{held:.1%} of {len(records)} kept the objective, {away} answered by the other tier, {failed} failed"
+    )
+    assert before == after, "nothing was decided"
+    assert away > 0.1 * len(records), "the other tier took a part"
+    assert held > 0.95
+    assert failed == 0
