@@ -79,14 +79,14 @@ def next_of(bundle, name):
 # What is rendered -----------------------------------------------------------------------------------------------------
 
 
-def test_attempts_give_way_and_the_last_one_waits_where_the_first_gave_way():
+def test_attempts_give_way_and_the_last_one_waits_where_one_gave_way():
     _, bundle = rendered()
     found = {level: groups(action) for level, action in actions(bundle).items()}
     assert found["Public"] == [
         ["legal/a@guarded", "legal/b@guarded", "legal/x"],
         ["legal/b@guarded", "legal/a@guarded", "legal/a@guarded"],
         ["legal/x", "legal/x", "legal/b"],
-        ["legal/a", "legal/b", "legal/b"],
+        ["legal/b", "legal/a", "legal/a"],
     ]
     assert found["Internal"] == [
         ["legal/a@guarded", "legal/b@guarded"],
@@ -104,8 +104,13 @@ def test_the_router_tries_on_for_a_saturated_tier_only_where_it_is_listed():
     assert {"name": "x-tierwise-unreached", "present_match": True} in said["retriable_headers"]
     _, bundle = rendered(when=["Saturated"])
     said = actions(bundle)["Public"]["retry_policy"]
-    assert said["retry_on"] == "retriable-headers"
-    assert [each["name"] for each in said["retriable_headers"]] == ["x-tierwise-saturated"]
+    # What is passed on must not fail where it could have waited.
+    assert {"5xx", "connect-failure", "reset", "retriable-headers"} <= {*said["retry_on"].split(",")}
+    assert said["retriable_status_codes"] == [429]
+    assert {each["name"] for each in said["retriable_headers"]} == {"x-tierwise-saturated", "x-tierwise-unreached"}
+    # Where nobody gives way it is as it is written.
+    confidential = actions(bundle)["Confidential"]["retry_policy"]
+    assert (confidential["retry_on"], confidential["num_retries"]) == ("retriable-headers", said["num_retries"] - 1)
     _, bundle = rendered(when=["ServerError"])
     assert "retriable_headers" not in actions(bundle)["Public"]["retry_policy"]
 

@@ -311,18 +311,29 @@ async def test_a_replica_that_fails_is_left_out(lab, counting):
 async def test_what_fails_falls_back_as_without_a_guard(lab, counting):
     a, b = await counting("a"), await counting("b")
     await settle(lab, guarded(a.port, b.port))
-    for fault in ("500", "503", "reset"):
+    for fault in ("500", "503", "429", "reset"):
         a.fault = fault
         answer = await lab.ask()
         assert (answer.status, answer.by, answer.headers["x-tierwise-attempts"]) == (200, "b", "2"), fault
-    a.fault = "429"
-    assert (await lab.ask()).status == 429, "not listed"
     await settle(lab, guarded(REFUSED_PORT, b.port))
     answer = await lab.ask()
     assert (answer.status, answer.by, answer.headers["x-tierwise-attempts"]) == (200, "b", "2")
     gone = guarded([], b.port)
     await settle(lab, gone)
     assert (await lab.ask()).by == "b"
+
+
+@pytest.mark.parametrize("fault", ["429", "503", "reset"])
+async def test_what_was_passed_on_waits_where_it_was_first_for_when_the_other_fails(lab, counting, fault):
+    a, b = await counting("a", open_=False), await counting("b")
+    await settle(lab, guarded(a.port, b.port, 1, fallback={"when": ["Saturated"], "attempts": 2}))
+    b.fault = fault
+    asked = ask(lab, 3)
+    await until(lab, a, 3)
+    a.door.set()
+    answers = await asyncio.gather(*asked)
+    assert {(one.status, one.by) for one in answers} == {(200, "a")}
+    assert sorted(one.headers["x-tierwise-attempts"] for one in answers) == ["1", "3", "3"]
 
 
 async def test_a_time_out_goes_on_too(lab, counting):
@@ -336,7 +347,7 @@ async def test_a_time_out_goes_on_too(lab, counting):
     await asyncio.gather(*asked)
 
 
-@pytest.mark.parametrize("status", ["200", "503"])
+@pytest.mark.parametrize("status", ["200", "404"])
 async def test_no_host_says_that_it_is_saturated(lab, counting, status):
     a, b = await counting("a"), await counting("b")
     only = {"when": ["Saturated"], "attempts": 2}

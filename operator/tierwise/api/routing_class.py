@@ -204,7 +204,8 @@ class Fallback(ApiModel):
     """What makes the gateway try the next tier: ConnectFailure (resets included), ServerError (5xx), RateLimited
     (429), Timeout, LowConfidence (the answer carries x-low-confidence: true), and Saturated (an in-cluster tier has as
     many requests in flight as its ready replicas carry within the objective, status.capacity.concurrentRequests each:
-    another tier answers at once, instead of a queue; where a floor holds, only one that is no worse)."""
+    another tier answers at once, instead of a queue; where a floor holds, only one that is no worse). Saturated
+    includes ConnectFailure, ServerError and RateLimited: what is passed on must not fail where it could have waited."""
     order: Annotated[
         tuple[TierName, ...] | None,
         Field(min_length=1, max_length=8, json_schema_extra=ATOMIC),
@@ -329,6 +330,14 @@ class RoutingClass(ApiModel):
             "elsewhere; remove one of them",
             lambda c: c.affinity is None or FallbackReason.SATURATED not in c.fallback.when,
             "affinity",
+        ),
+        Rule(
+            "!has(self.fallback) || !has(self.fallback.when) || !self.fallback.when.exists(w, w == 'Saturated') || "
+            "!self.fallback.when.exists(w, w == 'LowConfidence')",
+            "fallback.when lists Saturated and LowConfidence: a cascade goes from the weaker to the better tier, and a "
+            "saturated one to any other; remove one of them",
+            lambda c: not {FallbackReason.SATURATED, FallbackReason.LOW_CONFIDENCE} <= {*c.fallback.when},
+            "fallback",
         ),
         Rule(
             "!has(self.fallback) || !has(self.fallback.order) || "

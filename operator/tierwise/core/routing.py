@@ -152,16 +152,16 @@ def attempts(
         return Attempts(groups, guarded)
     # A tier that gave way has not failed.
     waits = tuple(
-        (first if guarded[0][number] else chain[min(length, len(chain) - 1)], weights[first])
+        (_waits(chain, [group[number] for group in guarded], length), weights[first])
         for number, (first, chain) in enumerate(chains.items())
     )
     return Attempts((*groups, waits), (*guarded, (False,) * len(waits)))
 
 
-def most_attempts(routing_class: RoutingClass) -> int:
-    """Attempts that a request may take in all: a saturated tier that passes it on is none of those asked for."""
-    fallback = routing_class.fallback
-    return fallback.attempts + (FallbackReason.SATURATED in fallback.when and fallback.attempts > 1)
+def _waits(chain: Sequence[str], gives_way: Sequence[bool], length: int) -> str:
+    """The last tier of a chain that may have passed the request on, or, where none does, the next one."""
+    passed = [tier for tier, gives in zip(chain, gives_way, strict=False) if gives]
+    return passed[-1] if passed else chain[min(length, len(chain) - 1)]
 
 
 def relief(
@@ -173,7 +173,12 @@ def relief(
     that no burst lowers what its mix was chosen for; where the floor holds on average, by those too that keep it alone.
     Requests that belong to a session, and tiers with an endpoint picker, which queues by itself, are not relieved.
     """
-    if FallbackReason.SATURATED not in routing_class.fallback.when or routing_class.affinity is not None:
+    when = routing_class.fallback.when
+    if (
+        FallbackReason.SATURATED not in when
+        or FallbackReason.LOW_CONFIDENCE in when
+        or routing_class.affinity is not None
+    ):
         return {}
     names = [ref.name for ref in routing_class.tiers if ref.name in tiers]
     known = promise.scores_of(routing_class.task, tiers)

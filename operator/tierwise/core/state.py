@@ -117,7 +117,12 @@ def _relief(situation: Situation, view: ClassView, tier: TierView, load: float) 
     other = situation.tiers.get(name) if name is not None else None
     if other is None or forecast is None or not other.external or not other.usable or load <= 0:
         return None
-    if view.key in situation.hold.downgraded:
+    shown, outside = tier.tier.status.capacity, other.tier.spec.external
+    if shown is None or shown.concurrent_requests is None:
+        return None  # gateways have no limit yet
+    if other.memory.takes is not None or (outside is not None and outside.limits is not None):
+        return None  # it does not take whatever comes
+    if view.key in situation.hold.downgraded or not _external_meets(view, other):
         return None
     each = other.cost_per_request(*forecast.tokens_on(other.name))
     return 3600 * each / load if each is not None else None

@@ -70,7 +70,7 @@ def _learnt(situation: Situation, view: TierView) -> bool:
     if shown is None or shown.requests_per_second is None or shown.provenance is not Provenance.MEASURED:
         return True
     concurrent, before = _concurrent(situation, view, known), shown.concurrent_requests
-    if concurrent is not None and (before is None or abs(concurrent - before) >= max(1, CONCURRENT_MOVE * before)):
+    if concurrent is not None and (before is None or abs(concurrent - before) > 0.75 + CONCURRENT_MOVE * before):
         return True
     ratio = safe_rate(situation, view, known) / float(shown.requests_per_second)
     return not 1 / CAPACITY_MOVE <= ratio <= CAPACITY_MOVE
@@ -187,9 +187,9 @@ def _safe(situation: Situation, view: TierView, known: Capacity) -> float:
     return min((limit for limit in limits if limit > 0), default=capacity.DEFAULT_UTILISATION)
 
 
-def _concurrent(situation: Situation, view: TierView, known: Capacity) -> int | None:
-    """Requests in flight of one replica at that utilisation; None before it is measured."""
-    if known.provenance != "measured":
+def _concurrent(situation: Situation, view: TierView, known: Capacity) -> float | None:
+    """Requests in flight of one replica at that utilisation; None before it is measured, or where nobody asks."""
+    if known.provenance != "measured" or not any(view.name in user.relieved for user in situation.users(view.name)):
         return None
     users = [
         user
@@ -205,7 +205,14 @@ def _concurrent(situation: Situation, view: TierView, known: Capacity) -> int | 
     # More than a replica runs at a time would queue in it.
     inside = view.tier.spec.in_cluster
     bounds = [engines.most_running(inside) if inside is not None else None, known.most_running]
-    return max(1, round(min(least, *(float(bound) for bound in bounds if bound is not None), math.inf)))
+    return min(least, *(float(bound) for bound in bounds if bound is not None), math.inf)
+
+
+def _kept(view: TierView) -> int | None:
+    """An idle tier, or a restart, says nothing against what was learnt of this spec."""
+    before = view.tier.status
+    same = before.observed_generation == view.tier.metadata.generation
+    return before.capacity.concurrent_requests if same and before.capacity is not None else None
 
 
 def _mix(view: TierView, users: list[ClassView], bursting: ClassView) -> list[tuple[float, float, float, bool]]:
@@ -236,10 +243,11 @@ def _capacity(situation: Situation, view: TierView) -> TierCapacity | None:
         if declared is None or declared.requests_per_second is None:
             return None
         return TierCapacity(requests_per_second=declared.requests_per_second, provenance=Provenance.DECLARED)
+    concurrent = _concurrent(situation, view, known)
     return TierCapacity(
         requests_per_second=_rounded(safe_rate(situation, view, known)),
         saturation_requests_per_second=_rounded(known.saturation / _mean_units(situation, view)),
-        concurrent_requests=_concurrent(situation, view, known),
+        concurrent_requests=max(1, round(concurrent)) if concurrent is not None else _kept(view),
         provenance=_provenance(known.provenance),
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from tierwise.api.model_tier import ModelTier
 from tierwise.api.namespace_budget import NamespaceBudget
-from tierwise.api.routing_class import ClassMatch, FallbackReason, HeaderMatch, RoutingClass
+from tierwise.api.routing_class import ALL_FALLBACK_DEFAULTS, ClassMatch, FallbackReason, HeaderMatch, RoutingClass
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.api.scalars import Sensitivity
 from tierwise.core import ceiling, routing, sensitivity
@@ -220,9 +220,7 @@ class _Policy:
     def _labels(self, class_name: str, routing_class: RoutingClass | None = None) -> dict[str, Any]:
         labels = {"namespace": self.key.namespace, "policy": self.key.name, "class": class_name}
         if routing_class is not None and FallbackReason.LOW_CONFIDENCE in routing_class.fallback.when:
-            labels["cascade"] = str(
-                routing.most_attempts(routing_class)
-            )  # `accesslog.lost`: earlier ones are thrown away
+            labels["cascade"] = str(routing_class.fallback.attempts)  # `accesslog.lost`: earlier ones are thrown away
         return metadata(**labels)
 
     def _action(
@@ -242,7 +240,7 @@ class _Policy:
             # A stream may last long: silence ends a request, not time, unless the user says so.
             "timeout": seconds(limits.timeout.seconds) if limits is not None and limits.timeout is not None else "0s",
             "idle_timeout": seconds(self.options.idle_timeout_seconds),
-            "retry_policy": _retries(routing_class),
+            "retry_policy": _retries(routing_class, plan),
         }
         if hashed:
             action["hash_policy"] = hashed
@@ -299,23 +297,28 @@ def _cluster(name: str, *, guarded: bool) -> str:
     return guard.front(name) if guarded else name
 
 
-def _retries(routing_class: RoutingClass) -> dict[str, Any]:
-    """Retries for the reasons that the user lists and no others; each goes to the next group."""
+def _retries(routing_class: RoutingClass, plan: routing.Attempts) -> dict[str, Any]:
+    """Retries for the reasons that the user lists and no others; each goes to the next group.
+
+    What a saturated tier passed on could have waited there, so it must not fail elsewhere, for whatever reason.
+    """
     fallback = routing_class.fallback
-    reasons = dict.fromkeys(word for reason in sorted(fallback.when) for word in _RETRY_ON[reason])
+    gives_way = any(any(group) for group in plan.guarded)
+    when = {*fallback.when, *(ALL_FALLBACK_DEFAULTS if gives_way else ())}
+    reasons = dict.fromkeys(word for reason in sorted(when) for word in _RETRY_ON[reason])
     headers = []
-    if {FallbackReason.CONNECT_FAILURE, FallbackReason.TIMEOUT} & {*fallback.when}:
+    if {FallbackReason.CONNECT_FAILURE, FallbackReason.TIMEOUT} & when:
         # What the relay says of a provider that it could not reach, and the guard of a tier.
         headers.append({"name": UNREACHED_HEADER, "present_match": True})
-    if FallbackReason.LOW_CONFIDENCE in fallback.when:
+    if FallbackReason.LOW_CONFIDENCE in when:
         headers.append({"name": "x-low-confidence", "string_match": {"exact": "true"}})
-    if FallbackReason.SATURATED in fallback.when:
+    if FallbackReason.SATURATED in when:
         headers.append({"name": SATURATED_HEADER, "present_match": True})
     if headers:
         reasons["retriable-headers"] = None
     policy: dict[str, Any] = {
         "retry_on": ",".join(sorted(reasons)),
-        "num_retries": routing.most_attempts(routing_class) - 1,
+        "num_retries": fallback.attempts - 1 + gives_way,  # one more, to wait
         "refresh_cluster_on_retry": True,
         "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.05s"},
         # When the same tier is tried again: not the same replica.
@@ -324,11 +327,11 @@ def _retries(routing_class: RoutingClass) -> dict[str, Any]:
         ],
         "host_selection_retry_max_attempts": 30,  # draws, of two hosts at random: the one that failed may come up again
     }
-    if FallbackReason.RATE_LIMITED in fallback.when:
+    if FallbackReason.RATE_LIMITED in when:
         policy["retriable_status_codes"] = [429]
     if headers:
         policy["retriable_headers"] = headers
-    if FallbackReason.TIMEOUT in fallback.when:
+    if FallbackReason.TIMEOUT in when:
         policy["per_try_timeout"] = seconds(fallback.timeout.seconds)
     return policy
 
