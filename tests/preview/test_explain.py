@@ -41,6 +41,7 @@ def world() -> Server:
                             {"name": "provider", "weight": 0},
                         ],
                         objective={"interTokenP95": "80ms"},
+                        fallback={"when": ["ConnectFailure", "Saturated"]},
                         **floor,
                     )
                 ],
@@ -93,6 +94,7 @@ def test_it_tells_demand_weights_cost_what_binds_and_what_else_was_weighed(dump)
         "USD per hour for the namespace: saves",
         "replicas ready, autoscaler",
         "requests/s each (measured)",
+        "gateways give each at most",
         "month          ",
     ):
         assert " ".join(words.split()) in " ".join(found.stdout.split()), words

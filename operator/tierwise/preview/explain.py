@@ -363,6 +363,8 @@ def _tier_parts(one: Mapping[str, Any]) -> list[str]:
     capacity = one.get("capacity")
     if capacity is not None and "requestsPerSecond" in capacity:
         parts.append(f"{capacity['requestsPerSecond']} requests/s each ({capacity['provenance'].lower()})")
+        if "concurrentRequests" in capacity:
+            parts.append(f"gateways give each at most {capacity['concurrentRequests']} requests at a time (estimated)")
     latency = one.get("latency")
     if latency is not None:
         values = [f"{name} {latency[key]}" for key, name in _LATENCIES if key in latency]
