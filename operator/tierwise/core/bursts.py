@@ -91,8 +91,8 @@ def factor(streams: Iterable[Stream], price_per_hour: float) -> float:
     loads, below = loads[order], np.cumsum(weights[order])
     last = int(np.searchsorted(below, MOST - 1e-9))
     present = sum(each.present * each.share * each.load for each in used)
-    relief = sum(each.level * each.share * each.load * (each.relief or 0.0) for each in used) / level
     if all(each.relief is not None for each in used):
+        relief = sum(each.level * each.share * each.load * (each.relief or 0.0) for each in used) / level
         return max(_relieved(loads, weights[order], price_per_hour, relief), present / level)
     values = [each.value for each in used if each.value is not None]
     if len(values) == len(used) and sum(values) > 0:

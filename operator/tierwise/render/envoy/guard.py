@@ -16,7 +16,6 @@ from tierwise.render.envoy.fields import (
     GUARD_LISTENER,
     ROUTE_HEADER,
     SATURATED_HEADER,
-    seconds,
     set_header,
 )
 from tierwise.render.envoy.options import GatewayOptions
@@ -47,14 +46,7 @@ def reset(cluster: str, removed: tuple[str, ...]) -> dict[str, Any]:
 
 def listener(options: GatewayOptions) -> Resource:
     """The LDS resource. It depends on the gateway's options only."""
-    route = {
-        "match": {"prefix": "/"},
-        "route": {
-            "cluster_header": GUARD_HEADER,
-            "timeout": "0s",
-            "idle_timeout": seconds(options.idle_timeout_seconds),
-        },
-    }
+    route = relay.to_named(GUARD_HEADER, options)
     return relay.inner_listener(GUARD_LISTENER, "guard", [], [route], _replies(), options)
 
 

@@ -123,16 +123,15 @@ def _limit(name: str, header: str) -> dict[str, Any]:
 
 def listener(options: GatewayOptions) -> Resource:
     """The LDS resource. It depends on the gateway's options only."""
-    route = {
-        "match": {"prefix": "/"},
-        "route": {
-            "cluster_header": PROVIDER_HEADER,
-            "timeout": "0s",
-            "idle_timeout": seconds(options.idle_timeout_seconds),
-        },
-    }
+    route = to_named(PROVIDER_HEADER, options)
     filters = [_hold(), _limit("requests", REQUEST_UNITS_HEADER), _limit("tokens", TOKEN_UNITS_HEADER)]
     return inner_listener(RELAY_LISTENER, "providers", filters, [route], _replies(), options)
+
+
+def to_named(header: str, options: GatewayOptions) -> dict[str, Any]:
+    """The one route of an inner listener: to the cluster that a header names, for as long as it takes."""
+    action = {"cluster_header": header, "timeout": "0s", "idle_timeout": seconds(options.idle_timeout_seconds)}
+    return {"match": {"prefix": "/"}, "route": action}
 
 
 def inner_listener(
