@@ -34,8 +34,9 @@ class TierCapacity(StatusModel):
     saturation_requests_per_second: Figure | None = None
     """Requests per second at which one replica is saturated, as learnt: where learning goes on after a restart."""
     concurrent_requests: Annotated[Int | None, Field(ge=1)] = None
-    """Requests in flight of one replica at that load, as learnt from its running requests; in-cluster tiers only. Where
-    a class's fallback lists Saturated, gateways give a tier no more than so many for each ready replica."""
+    """Requests in flight of one replica at nine tenths of that load, told from its learnt speed and the mix of
+    requests. Gateways give an in-cluster tier no more for each ready replica, of the classes whose fallback lists
+    Saturated; absent where none does."""
     provenance: Provenance
     """Measured, Estimated or Declared."""
 
