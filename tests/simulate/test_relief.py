@@ -85,3 +85,22 @@ def test_never_more_in_flight_than_may_be(gaps, lengths, most):
         running = int((taken[:place] & (ends[:place] > since[place] + 1e-9)).sum())
         assert running + int(taken[place]) <= most
         assert taken[place] or running >= most - 1
+
+
+@given(
+    load=st.floats(0.5, 60.0),
+    beside=st.floats(0.0, 3.0),
+    ready=st.integers(1, 20),
+    safe=st.floats(0.3, 0.95),
+)
+def test_what_is_taken_stays_below_the_limit(load, beside, ready, safe):
+    """However steep latency is at the limit: no more are in flight than may be, and nothing is turned away in vain."""
+    held = 100.0
+    limit = held * ready * safe / (1 - safe)
+    lost = engine._turned_away(load, beside, ready, held, limit)
+    taken = load * (1 - lost)
+    if lost > 0.001:
+        slowed = 1 - min((beside + taken) / ready, engine.SATURATED)
+        assert taken * held / slowed <= limit * 1.01
+        if lost > 0.2:
+            assert taken * held / slowed >= limit * 0.8

@@ -17,8 +17,8 @@ from tierwise.simulate.traces import BURST_SECONDS
 SATURATED = 0.98
 """Utilisation above which work waits."""
 
-LOSS_PASSES = 12
-"""What is turned away makes the rest faster, so that more fits: so often around is within a percent."""
+LOSS_BISECTIONS = 16
+"""What is turned away makes the rest faster, so that more fits: so many halvings find the share to 2e-5."""
 
 LEAST_CHANCE = 1e-9
 
@@ -170,17 +170,26 @@ def _turned_away(load: float, beside: float, ready: int, held: float, limit: flo
     """
     if limit <= 0:
         return 1.0
-    taken = load
-    lost = 0.0
-    for _ in range(LOSS_PASSES):
-        offered = load * held / (1 - min((beside + taken) / ready, SATURATED))
-        z = (limit + 0.5 - offered) / math.sqrt(offered)
-        # Far above the limit the formula's numerator and denominator both vanish: there what fits is the limit.
-        below = 0.5 * math.erfc(-z / math.sqrt(2))
-        above = math.exp(-z * z / 2) / math.sqrt(2 * math.pi * offered)
-        lost = min(1.0, above / below) if below > LEAST_CHANCE else 1 - limit / offered
-        taken = (taken + load * (1 - lost)) / 2
-    return lost
+    # The less is taken, the less is turned away of it: one share fits. To repeat the formula until it rests does not
+    # find that share near saturation, where latency is so steep that each step goes past it by more than the last.
+    least, most = 0.0, 1.0
+    for _ in range(LOSS_BISECTIONS):
+        lost = (least + most) / 2
+        offered = load * held / (1 - min((beside + load * (1 - lost)) / ready, SATURATED))
+        if _loss(offered, limit) > lost:
+            least = lost
+        else:
+            most = lost
+    return least
+
+
+def _loss(offered: float, limit: float) -> float:
+    """Share of requests that come while `limit` are in flight, where `offered` would be if there were no limit."""
+    z = (limit + 0.5 - offered) / math.sqrt(offered)
+    # Far above the limit the formula's numerator and denominator both vanish: there what fits is the limit.
+    below = 0.5 * math.erfc(-z / math.sqrt(2))
+    above = math.exp(-z * z / 2) / math.sqrt(2 * math.pi * offered)
+    return min(1.0, above / below) if below > LEAST_CHANCE else 1 - limit / offered
 
 
 def work_seconds(params: ReplicaParams, prompt: float, output: float) -> float:
