@@ -17,7 +17,7 @@ from tierwise.core.world import Key, World
 CAPACITY_MOVE = 1.2
 """A measured capacity is shown anew when it differs by this factor: a status is no time series."""
 
-CONCURRENT_MOVE = 0.15
+CONCURRENT_MOVE = 0.1
 """And requests in flight when they differ by this share: gateways go by them."""
 
 LAST_PEAKS = 5
