@@ -73,7 +73,7 @@ def test_a_session_or_a_picker_is_not_relieved():
     assert relieved(policy("small", "far"), [picked, outside("far")]) == {}
 
 
-def test_who_is_not_cleared_relieves_nobody_and_what_a_budget_downgrades_waits():
+def test_who_is_not_cleared_relieves_nobody_and_where_a_budget_saves_requests_wait():
     found = policy("small", "far", sensitivity="Confidential")
     tiers = {tier.metadata.name: tier for tier in (inside("small"), outside("far"))}
     plan = routing.plan_attempts(found, found.spec.classes[0], tiers, Sensitivity.CONFIDENTIAL)
@@ -84,8 +84,11 @@ def test_who_is_not_cleared_relieves_nobody_and_what_a_budget_downgrades_waits()
     # It waits where it was first for, should the other fail: that tier has not failed.
     assert [name for group in plan.groups for name, _ in group] == ["small", "far", "small"]
     assert plan.guarded == ((True,), (False,), (False,))
-    held = routing.plan_attempts(public, public.spec.classes[0], tiers, Sensitivity.PUBLIC, ("small",))
+    held = routing.plan_attempts(public, public.spec.classes[0], tiers, Sensitivity.PUBLIC, ("small",), relieved=False)
     assert held.guarded == ((False,), (False,))
+    # While the money lasts a downgrade says where requests go first, and bursts go on.
+    lasts = routing.plan_attempts(public, public.spec.classes[0], tiers, Sensitivity.PUBLIC, ("small",))
+    assert lasts == plan
 
 
 def test_requests_in_flight_are_arrivals_times_how_long_they_take():

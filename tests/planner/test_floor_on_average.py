@@ -161,13 +161,16 @@ def view_of(run):
     return situation.view(world, loop.memory, "demo", loop.settings)
 
 
-def test_under_a_ceiling_no_quality_is_bought_by_anybody():
+def test_while_money_is_short_no_quality_is_bought_by_anybody():
     run = Run("OnAverage").go(300)
     seen = view_of(run)
     assert all(load.worth is not None for load in state.state(seen).classes)
     key = ("demo", "chat", "chat")
-    for hold in (Hold(share=0.9), Hold(downgraded=frozenset({("demo", "other", "one")})), Hold(downgraded={key})):
+    for hold in (Hold(share=0.9), Hold(waiting=frozenset({("demo", "other", "one")})), Hold(waiting=frozenset({key}))):
         assert all(load.worth is None for load in state.state(replace(seen, hold=hold)).classes)
+    # A rung that is reached while the money lasts takes nothing away.
+    lasting = state.state(replace(seen, hold=Hold(downgraded=frozenset({key}))))
+    assert all(load.worth is not None for load in lasting.classes)
 
 
 @pytest.mark.parametrize("change", [{"holds": "Always"}, {"minScore": "0.89"}])

@@ -1,5 +1,7 @@
 """A tier that has all the requests that it may have: what both simulators let go elsewhere."""
 
+from datetime import UTC, datetime
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from tierwise.sim.replica import Objective, ReplicaParams
 from tierwise.simulate import fluid as engine
 from tierwise.simulate.fluid import Demand, Fluid, FluidClass, FluidTier, Guard
 from tierwise.simulate.inflight import InFlight
+from tierwise.simulate.signals import Observer
 
 PARAMS = ReplicaParams(a_ms=10.0, b_ms=0.1, g_ms=0.05, p0_ms=20.0, p1_ms=20.0, p2_ms=0.0, kv_tokens=1_000_000)
 INSIDE = FluidTier("inside", PARAMS, price_per_hour=36.0, startup_seconds=120.0)
@@ -104,3 +107,12 @@ def test_what_is_taken_stays_below_the_limit(load, beside, ready, safe):
         assert taken * held / slowed <= limit * 1.01
         if lost > 0.2:
             assert taken * held / slowed >= limit * 0.8
+
+
+def test_gateways_count_what_a_provider_generates():
+    """Else what is in flight there would be taken for all that may come."""
+    fluid = Fluid((INSIDE, OUTSIDE), (chat(),))
+    demand = {"chat": Demand(600, 1000, 100, 200)}
+    slot = fluid.step(demand, {"chat": {"outside": 1}}, 60.0)
+    seen = Observer("n", "p").signals(datetime(2026, 1, 5, tzinfo=UTC), fluid, slot, demand).tiers["n", "outside"]
+    assert (seen.prompt_token_rate.value, seen.generation_token_rate.value) == (10_000.0, 1000.0)

@@ -64,12 +64,14 @@ class Ceiling:
         denied: None unless some budget denies.
         rates: of the budgets that throttle, by name.
         tiers: names of those that requests are to prefer; None: no budget downgrades.
+        relief: whether a saturated tier passes requests on, to any tier.
         unattended: when gateways deny by themselves; None: never.
     """
 
     denied: Denied | None = None
     rates: tuple[Rate, ...] = ()
     tiers: frozenset[str] | None = None
+    relief: bool = True
     unattended: Unattended | None = None
 
     @property
@@ -104,6 +106,7 @@ def of_class(budgets: Mapping[str, NamespaceBudget], policy: str, class_name: st
             and (one.requests_per_second is not None or one.tokens_per_second is not None)
         ),
         tiers=_tiers(one for _, one in decided),
+        relief=all(one.relief for _, one in decided if one.action >= LadderAction.DOWNGRADE),
     )
 
 

@@ -93,9 +93,16 @@ def _stated(situation: Situation) -> tuple[Problem, float | None, Solution | Non
     if free is None:
         return stated, without, None
     then = state.burst_factors(situation, free.shares)
-    if all(abs(then[name] / value - 1) <= _SAME_FACTOR for name, value in factors.items()):
+    if any(abs(then[name] / value - 1) > _SAME_FACTOR for name, value in factors.items()):
+        stated, without = _within(situation, state.state(situation, factors=then))
+        factors, free = then, afford.solve(stated)
+    target = stated.cost_target_per_hour
+    if free is None or target is None or free.cost_per_hour <= target * (1 + _SAME_FACTOR):
         return stated, without, free
-    stated, without = _within(situation, state.state(situation, factors=then))
+    # Where floors give way too little, what is there for bursts does: rather some slow requests than many refused.
+    part = target / free.cost_per_hour
+    less = state.state(situation, factors={name: max(1.0, part * value) for name, value in factors.items()})
+    stated = replace(less, cost_target_per_hour=target)
     return stated, without, afford.solve(stated)
 
 

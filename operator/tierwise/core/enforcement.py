@@ -57,6 +57,14 @@ class Standing:
         return not any((one.policy, one.class_name) == key[1:] for one in self.budget.spec.exempt)
 
     @property
+    def relieves(self) -> bool:
+        """Whether a saturated tier passes requests on. Not while money is short, nor for a while afterwards."""
+        short = self.memory.short
+        if short is not None and (self.account.updated - short).total_seconds() < ladder.TIER_SECONDS:
+            return False
+        return not self.does(LadderAction.THROTTLE)
+
+    @property
     def stop_percent(self) -> int:
         """Up to which percent of the ceiling money may be spent."""
         return ladder.stops_at(self.budget.spec.ladder) or 100
@@ -83,8 +91,11 @@ def climbed(
     """
     expected = pace.ahead(memory.pace, account.updated, account.end, present_per_hour)
     left = max(Decimal(0), seen.ceiling * (ladder.stops_at(budget.spec.ladder) or 100) / 100 - seen.spent)
+    share = pace.share(memory.pace, left - seen.in_flight, expected, blind=blind)
     memory = replace(
-        memory, pace=replace(memory.pace, share=pace.share(memory.pace, left - seen.in_flight, expected, blind=blind))
+        memory,
+        pace=replace(memory.pace, share=share),
+        short=account.updated if share < 1 else memory.short,
     )
     steps = [step.at_percent for step in budget.spec.ladder]
     reached = ladder.climb(seen.percent(), steps, account.rung, blind=blind, holding=seen.percent(memory.allowance))
@@ -125,6 +136,7 @@ def held(situation: Situation, standings: Iterable[Standing]) -> Hold:
     return Hold(
         denied=denied,
         downgraded=touched(one for one in budgets if one.does(LadderAction.DOWNGRADE)),
+        waiting=touched(one for one in budgets if one.does(LadderAction.DOWNGRADE) and not one.relieves),
         below_floor=touched(below),
         least=_least(situation, budgets, denied),
         most=_most(situation, budgets, denied),
@@ -213,6 +225,7 @@ def decide(situation: Situation, one: Standing, decision: Decision) -> tuple[Enf
         since=before.since if same and before is not None else situation.now.replace(microsecond=0),
         resets_at=one.account.end,
         tiers=tiers[:MOST_TIERS],
+        relief=one.relieves,
         requests_per_second=rate,
     )
     return decided, replace(memory, decided=decided)
@@ -238,7 +251,11 @@ def _needed(one: Standing, decision: Decision) -> tuple[str, ...]:
 
 
 def _rate(situation: Situation, one: Standing, decision: Decision, before: Enforcement | None) -> Decimal | None:
-    """Requests/s that spend what is left evenly; None when a request costs nothing."""
+    """Requests/s that spend what is left evenly; None when a request costs nothing.
+
+    While a throttle holds, demand is what it lets through. If that fits on the least replicas it costs nothing, and
+    what waits outside may not: so these are filled, and no more is let in.
+    """
     touched = [view for view in situation.classes if one.touches(view.key)]
     exempt = [view for view in situation.classes if not one.touches(view.key)]
     money = one.seen.per_hour(one.stop_percent)
@@ -246,9 +263,12 @@ def _rate(situation: Situation, one: Standing, decision: Decision, before: Enfor
         if view.demand is not None:
             money -= cost.decimal(3600 * view.demand.now * _each(situation, one, view, _mix(view, decision)))
     each = _mean_cost(situation, one, touched, decision)
-    if each <= 0:
+    if each > 0:
+        wanted = ladder.rate(max(Decimal(0), money), cost.decimal(each))
+    elif before is not None and before.requests_per_second is not None and touched:
+        wanted = ladder.rounded_down(cost.decimal(_carried(situation, touched, decision)))
+    else:
         return None
-    wanted = ladder.rate(max(Decimal(0), money), cost.decimal(each))
     age = (situation.now - one.memory.rated).total_seconds() if one.memory.rated is not None else None
     known = [view.demand.now for view in touched if view.demand is not None and view.missing is None]
     return ladder.paced(
@@ -275,6 +295,24 @@ def _mean_cost(situation: Situation, one: Standing, views: list[ClassView], deci
     if total <= 0:
         return max((each for _, each in costs), default=0.0)
     return sum(weight * each for weight, each in costs) / total
+
+
+def _carried(situation: Situation, views: list[ClassView], decision: Decision) -> float:
+    """Requests/s of these classes that the least replicas carry, at their mixes."""
+    total = sum(map(_rate_of, views))
+    shares: dict[str, float] = {}
+    for view in views:
+        part = _rate_of(view) / total if total > 0 else 1 / len(views)
+        for name, share in _mix(view, decision).items():
+            shares[name] = shares.get(name, 0.0) + part * share
+    found = []
+    for name, share in shares.items():
+        tier = situation.tiers.get(name)
+        if tier is None or tier.capacity is None or share < _TRACE:
+            continue
+        low, _ = scaling.limits(situation, tier)
+        found.append(low * tier_status.safe_rate(situation, tier, tier.capacity) / share)
+    return min(found, default=0.0)
 
 
 def _rate_of(view: ClassView) -> float:

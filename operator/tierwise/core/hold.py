@@ -13,6 +13,7 @@ class Hold:
     Attributes:
         denied: classes that get no answer: no demand to plan for.
         downgraded: classes whose bounds of weights give way to cost.
+        waiting: those of them whose requests wait while a tier is saturated, as the money does not last for relief.
         below_floor: those of them whose quality floor may give way too.
         least: in-cluster tier -> least replicas, where a budget may take a tier's own minimum.
         most: in-cluster tier -> most replicas that can be paid for.
@@ -21,6 +22,7 @@ class Hold:
 
     denied: frozenset[ClassKey] = frozenset()
     downgraded: frozenset[ClassKey] = frozenset()
+    waiting: frozenset[ClassKey] = frozenset()
     below_floor: frozenset[ClassKey] = frozenset()
     least: Mapping[str, int] = field(default_factory=dict)
     most: Mapping[str, int] = field(default_factory=dict)

@@ -34,6 +34,7 @@ class LadderMemory:
         decided: what gateways were last told; None: nothing.
         rated: when the rate of a throttle last changed.
         needed: tier -> when a downgrade last needed it.
+        short: when the money last did not last for all that the loop would spend.
         pace: how the namespace spends.
     """
 
@@ -41,6 +42,7 @@ class LadderMemory:
     decided: Enforcement | None = None
     rated: datetime | None = None
     needed: Mapping[str, datetime] = field(default_factory=dict)
+    short: datetime | None = None
     pace: Pace = field(default_factory=Pace)
 
 

@@ -18,7 +18,7 @@ ANSWER_SECONDS = 30.0
 MOST_ANSWER_SECONDS = 300.0
 STOP_SECONDS = 60.0
 """A replica that is given up runs on until it has ended."""
-STOP_HOURS = Decimal(str(ROUND_SECONDS + STOP_SECONDS)) / 3600
+STOP_SECONDS_IN_ALL = ROUND_SECONDS + STOP_SECONDS
 SCRAPE_SECONDS = 15.0
 """Age of counters that were never read."""
 MOST_PERCENT = Decimal(999)
@@ -76,14 +76,14 @@ def outlook(situation: Situation, budget: NamespaceBudget, account: Account) -> 
     """One budget's figures now."""
     tiers = [view for view in situation.tiers.values() if tier_status.currency(view) == budget.spec.currency]
     lag = _lag_seconds(account, situation.now, situation.settings.max_gap_seconds)
-    reaction = lag + ROUND_SECONDS + ENFORCED_SECONDS
+    left = max(0.0, (account.end - situation.now).total_seconds())
     return Outlook(
         ceiling=budget.spec.ceiling,
         spent=ledger.spend(account).worst,
-        in_flight=sum((_in_flight(situation, view, reaction) for view in tiers), Decimal(0)),
+        in_flight=sum((_in_flight(situation, view, lag, left) for view in tiers), Decimal(0)),
         committed_per_hour=sum((committed_per_hour(situation, budget, view) for view in tiers), Decimal(0)),
-        hours_left=max(Decimal(0), _hours((account.end - situation.now).total_seconds())),
-        reaction_seconds=reaction,
+        hours_left=_hours(left),
+        reaction_seconds=lag + ROUND_SECONDS + ENFORCED_SECONDS,
     )
 
 
@@ -109,15 +109,17 @@ def _lag_seconds(account: Account, now: datetime, max_gap_seconds: float) -> flo
     return 0.0 if account.pending else min(max(0.0, (now - max(read)).total_seconds()), max_gap_seconds)
 
 
-def _in_flight(situation: Situation, view: TierView, reaction_seconds: float) -> Decimal:
+def _in_flight(situation: Situation, view: TierView, lag_seconds: float, left_seconds: float) -> Decimal:
+    """What a tier costs without being counted yet, and until a decision of now holds; or until the period ends."""
     inside = view.tier.spec.in_cluster
     if inside is not None:
         above = max(0, view.existing - inside.replicas.min)
-        return above * (view.price_per_hour or Decimal(0)) * STOP_HOURS
+        return above * (view.price_per_hour or Decimal(0)) * _hours(min(STOP_SECONDS_IN_ALL, left_seconds))
     per_hour = tier_status.tier_cost(situation, view).per_hour
     if per_hour is None:
         per_hour = _planned(situation, view)
-    return per_hour * _hours(reaction_seconds + _answer_seconds(situation, view))
+    goes_on = ROUND_SECONDS + ENFORCED_SECONDS + _answer_seconds(situation, view)
+    return per_hour * _hours(lag_seconds + min(goes_on, left_seconds))
 
 
 def _planned(situation: Situation, view: TierView) -> Decimal:

@@ -234,6 +234,8 @@ def plan_attempts(
     tiers: Mapping[str, ModelTier],
     sensitivity: Sensitivity,
     preferred: Collection[str] | None = None,
+    *,
+    relieved: bool = True,
 ) -> Attempts:
     """Which tiers a request of this class and sensitivity may reach; no groups when none is cleared.
 
@@ -244,14 +246,14 @@ def plan_attempts(
         sensitivity: of the request.
         preferred: tiers to which a budget downgrades; the class's others answer only when these fail. Where none of
             them is cleared it changes nothing: a ceiling never sends a request where it must not go.
+        relieved: whether a saturated tier passes requests on: where a budget saves, a burst is no reason to spend.
     """
     allowed = cleared_tiers(routing_class, tiers, sensitivity)
     first = allowed if preferred is None else tuple(name for name in allowed if name in preferred) or allowed
     weights = weights_in_force(policy, routing_class, first)
     order = fallback_order(routing_class, allowed)
     order = (*(name for name in order if name in first), *(name for name in order if name not in first))
-    # What a budget downgrades waits: a burst is no reason to spend what the budget saves.
-    helps = {} if preferred is not None else relief(policy, routing_class, {name: tiers[name] for name in allowed})
+    helps = relief(policy, routing_class, {name: tiers[name] for name in allowed}) if relieved else {}
     return attempts(
         weights, order, routing_class.fallback.attempts, helps, relieved_first=not routing_class.fallback.order
     )

@@ -122,7 +122,7 @@ def _relief(situation: Situation, view: ClassView, tier: TierView, load: float) 
         return None  # gateways have no limit yet
     if other.memory.takes is not None or (outside is not None and outside.limits is not None):
         return None  # it does not take whatever comes
-    if view.key in situation.hold.downgraded or not _external_meets(view, other):
+    if view.key in situation.hold.waiting or not _external_meets(view, other):
         return None
     each = other.cost_per_request(*forecast.tokens_on(other.name))
     return 3600 * each / load if each is not None else None
@@ -273,9 +273,9 @@ def _pair(situation: Situation, view: ClassView, name: str, dearest: float, burs
 
 
 def _worth(situation: Situation, view: ClassView) -> Worth | None:
-    """What quality counts for, where the floor holds on average; under a ceiling what was earned is spent."""
+    """What quality counts for, where the floor holds on average; where money is short what was earned is spent."""
     held = view.credit
-    if held is None or situation.hold.share < 1 or situation.hold.downgraded:
+    if held is None or situation.hold.share < 1 or situation.hold.waiting:
         return None
     below, above = credit.worth(held)
     return Worth(held.floor, below, above) if below > 0 else None

@@ -138,7 +138,7 @@ class PlannerLoop:
         self.memory = self._enforced(view, self.decision, memory)
         self._take(self.decision)
         self._show(view, self.decision)
-        held = view.hold.downgraded
+        held = view.hold.waiting
         self._relief = {self._name(each.key): each.relieved for each in view.classes if each.key not in held}
         self._autoscale(seconds, state, seen)
         return self.wanted()

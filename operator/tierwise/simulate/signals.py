@@ -119,9 +119,13 @@ class Observer:
         )
 
     def _provider(self, slot: Slot, name: str, *, down: bool) -> TierSignals:
-        rate = sum(flow.requests for (_, tier), flow in slot.flows.items() if tier == name) / slot.seconds
+        flows = [flow for (_, tier), flow in slot.flows.items() if tier == name]
+        rate = sum(flow.requests for flow in flows) / slot.seconds
+        counted = [] if down else flows
         return TierSignals(
             request_rate=self._reading(rate),
+            prompt_token_rate=self._reading(sum(flow.requests * flow.prompt for flow in counted) / slot.seconds),
+            generation_token_rate=self._reading(sum(flow.requests * flow.output for flow in counted) / slot.seconds),
             error_rate=Reading(1.0 if down and rate > 0 else 0.0, AGE_SECONDS),
             answer_rate=self._reading(0.0 if down else rate),
             refused_rate=Reading(0.0, AGE_SECONDS),

@@ -174,7 +174,10 @@ class _Policy:
         least = sensitivity.effective(self.policy, routing_class)
         levels = sorted((level for level in Sensitivity if level >= least), reverse=True)
         plans = {
-            level: routing.plan_attempts(self.policy, routing_class, self.tiers, level, held.tiers) for level in levels
+            level: routing.plan_attempts(
+                self.policy, routing_class, self.tiers, level, held.tiers, relieved=held.relief
+            )
+            for level in levels
         }
         # Copies are a luxury: a budget that holds anything back ends them.
         shadows = {
