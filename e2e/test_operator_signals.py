@@ -101,6 +101,14 @@ class Gateway(Exporter):
                 add("ttfb_bucket", count if bound != 100 else 0, f',le="{bound}"')
         self.show()
 
+    def attempt(self, counts):
+        for name, tiers in counts.items():
+            for tier, count in tiers.items():
+                labels = 'tierwise_namespace="team-a",tierwise_policy="assistant",tierwise_class="routine"'
+                key = f'envoy_tierwise_{name}{{{labels},tierwise_tier="{tier}"}}'
+                self.counts[key] = self.counts.get(key, 0) + count
+        self.show()
+
     def show(self):
         lines = [f"{key} {value}" for key, value in self.counts.items()]
         self.text = "\n".join([f"envoy_server_uptime {time.time() - self.born:.0f}", *lines]) + "\n"
@@ -243,6 +251,38 @@ async def test_values_ages_and_zero(lab):
     assert isinstance(signals.gateways_up, Missing), "gone is not idle"
     lab.gateway.start()
     await until(lab, lambda s: isinstance(s.gateways_up, Reading))
+
+
+async def test_what_a_tier_took_of_counters_that_may_have_no_series(lab):
+    """Arrivals, later attempts and what was passed on: summed where a tier has one, two or all of them."""
+    await until(lab, lambda s: isinstance(s.gateways_up, Reading))
+    counts = {"arrivals": {"compact": 10}, "saturated": {"compact": 4}, "retries": {"frontier": 3}}
+    stop = asyncio.Event()
+
+    async def load():
+        while not stop.is_set():
+            lab.gateway.attempt(counts)
+            await asyncio.sleep(0.5)
+
+    def steady(signals):
+        peaks = [signals.classes[CLASS][tier].taken_peak_rate for tier in ("compact", "frontier")]
+        return all(isinstance(one, Reading) and one.value > 2 for one in peaks)
+
+    task = asyncio.create_task(load())
+    try:
+        signals = await until(lab, steady, seconds=60)
+    finally:
+        stop.set()
+        await task
+    first, other = signals.classes[CLASS]["compact"], signals.classes[CLASS]["frontier"]
+    # As shares, for a busy machine keeps no pace; each is asked a moment after the one before.
+    rate, peak = first.request_rate.value, first.peak_rate.value
+    assert first.taken_rate.value == pytest.approx(0.6 * rate, rel=0.2)
+    assert first.taken_peak_rate.value == pytest.approx(0.6 * peak, rel=0.2)
+    assert signals.tiers[COMPACT].passed_rate.value == pytest.approx(0.4 * rate, rel=0.2)
+    assert other.request_rate.value == 0
+    assert other.taken_rate.value == pytest.approx(0.3 * rate, rel=0.2)
+    assert other.taken_peak_rate.value == pytest.approx(0.3 * peak, rel=0.2)
 
 
 async def test_every_token_is_counted_once_through_restarts_of_everything(lab):

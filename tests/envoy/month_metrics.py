@@ -21,6 +21,7 @@ LINE = re.compile(r"^(envoy_tierwise_[a-z_]+|envoy_server_uptime)\{([^}]*)\} ([0
 LABEL = re.compile(r'(\w+)="([^"]*)"')
 Series: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]
 FIELDS = {"prompt_tokens": "prompt", "cached_prompt_tokens": "cached", "completion_tokens": "completion"}
+TAKEN = {"arrivals": 1, "retries": 1, "saturated": -1}
 SKIPPED = ("_bucket", "_sum", "_count")
 WINDOW = re.compile(r"\[(\d+)s\]$")
 KEPT_SECONDS = 7 * 3600
@@ -110,15 +111,17 @@ class Store:
 
     def _rates(self, name: str) -> list[dict[str, Any]]:
         labels = ["tierwise_namespace", "tierwise_tier"]
-        if name != "refused":
+        if name not in {"refused", "saturated"}:
             labels += ["tierwise_policy", "tierwise_class"]
         if name == "requests":
             labels += ["code"]
+        signs = TAKEN if name == "taken" else {name: 1}
         sums: dict[tuple[tuple[str, str], ...], float] = defaultdict(float)
         for (full, known), samples in self.series.items():
-            if full == f"{queries.GATEWAY_PREFIX}_{name}":
+            sign = signs.get(full.removeprefix(f"{queries.GATEWAY_PREFIX}_"))
+            if sign is not None:
                 by = tuple((label, value) for label, value in known if label in labels)
-                sums[by] += _increase(samples, self.now - self.window_seconds) / self.window_seconds
+                sums[by] += sign * _increase(samples, self.now - self.window_seconds) / self.window_seconds
         return [{"metric": dict(by), "value": [self.now, str(value)]} for by, value in sums.items()]
 
     def _engine(self, name: str) -> list[dict[str, Any]]:

@@ -139,15 +139,29 @@ async def counts(lab, name):
             tier: int(
                 sum(value for series, value in found.items() if f"{name}{{" in series and f'tier="{tier}"' in series)
             )
-            for tier in ("a", "b")
+            for tier in ("a", "b", "x")
         }
     )
+
+
+COUNTED = ("arrivals", "retries", "saturated")
+
+
+async def attempts(lab):
+    return {name: await counts(lab, f"envoy_tierwise_{name}") for name in COUNTED}
+
+
+async def taken(lab, before):
+    """Tier -> attempts that it took since, as the loop tells it from gateways' counters."""
+    after = await attempts(lab)
+    arrived, again, passed = ({tier: after[name][tier] - before[name][tier] for tier in "abx"} for name in COUNTED)
+    return {tier: arrived[tier] + again[tier] - passed[tier] for tier in "abx"}, passed
 
 
 async def test_no_more_than_the_limit_and_the_rest_is_answered_at_once(lab, counting):
     a, b = await counting("a", open_=False), await counting("b")
     await settle(lab, guarded(a.port, b.port, fallback={"when": ["Saturated"], "attempts": 2}))
-    names = ("arrivals", "saturated", "requests", "estimated_attempts", "refused")
+    names = ("arrivals", "retries", "saturated", "requests", "estimated_attempts", "refused")
     before = {name: await counts(lab, f"envoy_tierwise_{name}") for name in names}
     asked = ask(lab, 5)
     passed, waiting = await answered(lab, asked, 3)
@@ -165,6 +179,7 @@ async def test_no_more_than_the_limit_and_the_rest_is_answered_at_once(lab, coun
     found = {name: await counts(lab, f"envoy_tierwise_{name}") - before[name] for name in names}
     assert found == {
         "arrivals": Counter(a=5),
+        "retries": Counter(b=3),
         "saturated": Counter(a=3),
         "requests": Counter(a=2, b=3),
         "estimated_attempts": Counter(),
@@ -254,8 +269,11 @@ async def test_from_one_guarded_tier_to_the_next_and_to_a_provider(lab, counting
     fallback = {**FALLBACK, "attempts": 3}
     new = guarded(a.port, b.port, 2, fallback=fallback, others=[(provider, None)], concurrent=1)
     await settle(lab, new)
+    before = await attempts(lab)
     asked = ask(lab, 6)
     passed, _ = await answered(lab, asked, 3)
+    # Told before anything has ended at the two: what goes on from the second tier had not arrived there.
+    assert await taken(lab, before) == ({"a": 2, "b": 1, "x": 3}, {"a": 4, "b": 3, "x": 0})
     assert Counter((one.tier, one.headers["x-tierwise-attempts"]) for one in passed) == {("x", "3"): 3}
     assert (a.most, b.most) == (2, 1)
     a.door.set()
@@ -328,8 +346,10 @@ async def test_what_was_passed_on_waits_where_it_was_first_for_when_the_other_fa
     a, b = await counting("a", open_=False), await counting("b")
     await settle(lab, guarded(a.port, b.port, 1, fallback={"when": ["Saturated"], "attempts": 2}))
     b.fault = fault
+    before = await attempts(lab)
     asked = ask(lab, 3)
     await until(lab, a, 3)
+    assert await taken(lab, before) == ({"a": 3, "b": 2, "x": 0}, {"a": 2, "b": 0, "x": 0})
     a.door.set()
     answers = await asyncio.gather(*asked)
     assert {(one.status, one.by) for one in answers} == {(200, "a")}

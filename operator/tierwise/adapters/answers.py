@@ -62,6 +62,10 @@ def _index(rows: list[Row], *labels: str) -> dict[tuple[str, ...], float | None]
     return {tuple(str(row.get("metric", {}).get(label, "")) for label in labels): number(row) for row in rows}
 
 
+def _known(rows: Mapping[tuple[str, ...], float | None]) -> dict[tuple[str, ...], float]:
+    return {key: value for key, value in rows.items() if value is not None}
+
+
 _TIER_LABELS = ("namespace", "tierwise_tier")
 _GATEWAY_TIER_LABELS = ("tierwise_namespace", "tierwise_tier")
 _CLASS_LABELS = ("tierwise_namespace", "tierwise_policy", "tierwise_class", "tierwise_tier")
@@ -93,15 +97,16 @@ class _Gateway:
         self.by_code = _index(answers["requests"], *_CLASS_LABELS, "code")
         self.arrivals = _index(answers["arrivals"], *_CLASS_LABELS)
         self.peaks = _index(answers.get("peaks", []), *_CLASS_LABELS)
+        self.taken_peaks = _index(answers.get("taken_peaks", []), *_CLASS_LABELS)
+        self.taken = _known(_index(answers["taken"], *_CLASS_LABELS))
         self.rates = {
             name: _index(answers[name], *_CLASS_LABELS)
             for name in ("usage_requests", "prompt_tokens", "completion_tokens")
         }
         self.ttfb = _index(answers["class_ttfb_p95"], *_CLASS_LABELS)
         self.duration = _index(answers["class_duration_p95"], *_CLASS_LABELS)
-        self.refused = {
-            key: value for key, value in _index(answers["refused"], *_GATEWAY_TIER_LABELS).items() if value is not None
-        }
+        self.refused = _known(_index(answers["refused"], *_GATEWAY_TIER_LABELS))
+        self.saturated = _known(_index(answers["saturated"], *_GATEWAY_TIER_LABELS))
         self.tier_ttfb = _index(answers["tier_ttfb_p95"], *_GATEWAY_TIER_LABELS)
         self.class_requests: dict[tuple[str, ...], float] = {}
         self.tier_requests: dict[tuple[str, str], float] = {}
@@ -119,7 +124,7 @@ class _Gateway:
                 self.tier_answers[namespace, tier] = self.tier_answers.get((namespace, tier), 0.0) + value
 
         # Demand is what arrives; what ends lags by an answer's length, and stands in where nothing else was counted.
-        self.class_arrivals = self.class_requests | {k: v for k, v in self.arrivals.items() if v is not None}
+        self.class_arrivals = self.class_requests | _known(self.arrivals)
 
     def rate(self, rates: Mapping[Any, float], key: tuple[str, ...]) -> Signal:
         """Requests/s; a measured zero when every gateway was scraped and none has the series."""
@@ -147,6 +152,8 @@ class _Gateway:
         return ClassSignals(
             request_rate=self.rate(self.class_arrivals, key),
             peak_rate=_signal(self.peaks, key, self.age, "requests/s in the busiest ten seconds"),
+            taken_rate=self.rate(self.taken, key),
+            taken_peak_rate=_signal(self.taken_peaks, key, self.age, "requests/s taken in the busiest ten seconds"),
             prompt_tokens=self.mean("prompt_tokens", key),
             completion_tokens=self.mean("completion_tokens", key),
             ttfb_p95_seconds=self.milliseconds(self.ttfb, key, "time to first byte"),
@@ -187,7 +194,10 @@ def assemble(
         age = engines["engine_age"].get(key)
         fields = {name: _signal(engines[name], key, age, name) for name in _ENGINE_FIELDS}
         tiers[key] = TierSignals(
-            request_rate=gateway.rate(gateway.tier_requests, key), error_rate=gateway.error_rate(key), **fields
+            request_rate=gateway.rate(gateway.tier_requests, key),
+            error_rate=gateway.error_rate(key),
+            passed_rate=gateway.rate(gateway.saturated, key),
+            **fields,
         )
     for key in sorted(targets.external):
         tiers[key] = TierSignals(

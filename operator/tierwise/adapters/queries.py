@@ -143,6 +143,16 @@ def gateway_queries(selector: str, window_seconds: int) -> dict[str, str]:
     def peak(metric: str, by: str) -> str:
         return f"sum by ({by}) (rate({GATEWAY_PREFIX}_{metric}{{{selector}}}[10s]))"
 
+    def taken(span: str) -> str:
+        """Attempts/s that a tier took: those that went to it, less those that it passed on. Any may have no series."""
+        signs = {"arrivals": "", "retries": "", "saturated": "-"}
+        # Told apart by a label, for `or` keeps one of two that have the same.
+        parts = (
+            f'label_replace({sign}rate({GATEWAY_PREFIX}_{metric}{{{selector}}}[{span}]), "counter", "{metric}", "", "")'
+            for metric, sign in signs.items()
+        )
+        return f"sum by ({_BY_CLASS}) ({' or '.join(parts)})"
+
     def p95(metric: str, by: str) -> str:
         return f"histogram_quantile(0.95, {rate(f'{metric}_bucket', f'{by}, le')})"
 
@@ -150,7 +160,10 @@ def gateway_queries(selector: str, window_seconds: int) -> dict[str, str]:
         "arrivals": rate("arrivals", _BY_CLASS),
         # Where gateways are scraped more seldom than every five seconds it has no answer: then nothing is known of it.
         "peaks": f"max_over_time({peak('arrivals', _BY_CLASS)}[{window}:5s])",
+        "taken": taken(window),
+        "taken_peaks": f"max_over_time({taken('10s')}[{window}:5s])",
         "refused": rate("refused", _BY_GATEWAY_TIER),
+        "saturated": rate("saturated", _BY_GATEWAY_TIER),
         "requests": rate("requests", f"{_BY_CLASS}, code"),
         "usage_requests": rate("usage_requests", _BY_CLASS),
         "prompt_tokens": rate("prompt_tokens", _BY_CLASS),

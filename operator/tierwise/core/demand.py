@@ -64,7 +64,7 @@ class Measured:
         time: when Prometheus was asked, aware UTC.
         rate: requests/s over all tiers.
         tokens: tier name -> (prompt, completion) mean tokens per request, where usage was reported.
-        rates: tier name -> requests/s.
+        rates: tier name -> requests/s that it took, `rate` together; where that is not known, those that arrived there.
         peak: requests/s in the window's busiest ten seconds, over all tiers; None when not known.
         window_seconds: length of the window.
     """
@@ -159,7 +159,6 @@ def measure(key: ClassKey, signals: Signals, *, max_age_seconds: float) -> Measu
             return Measured(time=signals.time, rate=0.0)
         return Missing("no series of this class and no gateway that was scraped")
     rates: dict[str, float] = {}
-    tokens: dict[str, tuple[float, float]] = {}
     peaks: list[float | None] = []
     for tier, seen in sorted(by_tier.items()):
         rate = value_of(seen.request_rate, max_age_seconds=max_age_seconds)
@@ -168,19 +167,49 @@ def measure(key: ClassKey, signals: Signals, *, max_age_seconds: float) -> Measu
         rates[tier] = max(0.0, rate)
         peak = value_of(seen.peak_rate, max_age_seconds=max_age_seconds)
         peaks.append(0.0 if peak is None and rate <= 0 else peak)
-        prompt = value_of(seen.prompt_tokens, max_age_seconds=max_age_seconds)
-        completion = value_of(seen.completion_tokens, max_age_seconds=max_age_seconds)
-        if rate > 0 and prompt is not None and completion is not None:
-            tokens[tier] = (prompt, completion)
     known = [peak for peak in peaks if peak is not None]
+    taken = _taken(by_tier, rates, max_age_seconds)
     return Measured(
         time=signals.time,
         rate=sum(rates.values()),
-        tokens=tokens,
-        rates=rates,
+        tokens=_tokens(by_tier, taken, max_age_seconds),
+        rates=taken,
         peak=sum(known) if len(known) == len(peaks) else None,
         window_seconds=signals.window_seconds,
     )
+
+
+def took(seen: ClassSignals, max_age_seconds: float) -> float | None:
+    """Requests/s that a tier took; where that is not known, those that arrived there; None when neither is."""
+    taken = value_of(seen.taken_rate, max_age_seconds=max_age_seconds)
+    return taken if taken is not None else value_of(seen.request_rate, max_age_seconds=max_age_seconds)
+
+
+def _taken(
+    by_tier: Mapping[str, ClassSignals], arrived: Mapping[str, float], max_age_seconds: float
+) -> Mapping[str, float]:
+    """Tier -> requests/s that it took. Who fell back was taken more than once: together they are what arrived."""
+    found: dict[str, float] = {}
+    for tier in arrived:
+        taken = value_of(by_tier[tier].taken_rate, max_age_seconds=max_age_seconds)
+        if taken is None:
+            return arrived
+        found[tier] = max(0.0, taken)
+    total, asked = sum(found.values()), sum(arrived.values())
+    return {tier: rate * asked / total for tier, rate in found.items()} if total > 0 else arrived
+
+
+def _tokens(
+    by_tier: Mapping[str, ClassSignals], taken: Mapping[str, float], max_age_seconds: float
+) -> dict[str, tuple[float, float]]:
+    """Tier that took requests -> (prompt, completion) tokens of one, where usage was reported."""
+    found: dict[str, tuple[float, float]] = {}
+    for tier, rate in taken.items():
+        prompt = value_of(by_tier[tier].prompt_tokens, max_age_seconds=max_age_seconds)
+        completion = value_of(by_tier[tier].completion_tokens, max_age_seconds=max_age_seconds)
+        if rate > 0 and prompt is not None and completion is not None:
+            found[tier] = (prompt, completion)
+    return found
 
 
 def _why(seen: ClassSignals, max_age_seconds: float) -> str:

@@ -215,7 +215,9 @@ def _parts(
 ) -> tuple[tuple[float, float], ...]:
     """How uneven a tier's load was: (multiple of its mean, share of its tokens) of each class's bursts and calm.
 
-    While one class has its busiest seconds, the others are taken at their mean. Empty where nothing is known of it.
+    Load is what the tier took: what a saturated one passed on, mostly in bursts, made nothing slow there. While one
+    class has its busiest seconds, the others are taken at their mean. Empty where nothing is known of it: an even load
+    makes the tier no larger than it is.
     """
     window = signals.window_seconds
     found: list[tuple[float, float, float, float]] = []
@@ -223,12 +225,12 @@ def _parts(
         seen, entry = by_tier.get(key.name), classes.get(class_key)
         if class_key[0] != key.namespace or seen is None or entry is None:
             continue
-        rate = value_of(seen.request_rate, max_age_seconds=max_age_seconds)
-        if not rate:
+        rate = value_of(seen.taken_rate, max_age_seconds=max_age_seconds)
+        if rate is not None and rate <= 0:
             continue
-        peak = value_of(seen.peak_rate, max_age_seconds=max_age_seconds)
+        peak = value_of(seen.taken_peak_rate, max_age_seconds=max_age_seconds)
         tokens = entry.history.tokens.get(key.name) or entry.history.tokens.get("")
-        if peak is None or tokens is None or window <= demand.BURST_SECONDS:
+        if rate is None or peak is None or tokens is None or window <= demand.BURST_SECONDS:
             return ()
         peak = max(rate, min(peak, rate * window / demand.BURST_SECONDS))
         found.append((rate, peak, capacity.work_units(*tokens), tokens[1]))
@@ -285,7 +287,7 @@ def _learn_latency(
 ) -> ClassMemory:
     latency = {tier: seen for tier, seen in entry.latency.items() if signals.time - seen.time < FORGET_LATENCY}
     for tier, seen in sorted(signals.classes.get(key, {}).items()):
-        if not value_of(seen.request_rate, max_age_seconds=max_age_seconds):
+        if not demand.took(seen, max_age_seconds):
             continue
         spec = world.tiers.get(Key(key[0], tier))
         if spec is None:

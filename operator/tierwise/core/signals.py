@@ -43,6 +43,7 @@ class TierSignals:
         error_rate: share of requests that ended in 5xx, reset or 429, 0 to 1.
         answer_rate: requests/s that an external tier answered with a 2xx.
         refused_rate: attempts/s that an external tier refused with 429, or that gateways held back for its sake.
+        passed_rate: attempts/s that an in-cluster tier passed on because it was saturated.
         running, waiting: requests in the engine, summed over replicas.
         kv_cache_usage: share of the KV cache in use, mean over replicas, 0 to 1.
         ttft_p95_seconds, inter_token_p95_seconds: 95th percentiles over the query window.
@@ -56,6 +57,7 @@ class TierSignals:
     error_rate: Signal = NOT_ASKED
     answer_rate: Signal = NOT_ASKED
     refused_rate: Signal = NOT_ASKED
+    passed_rate: Signal = NOT_ASKED
     running: Signal = NOT_ASKED
     waiting: Signal = NOT_ASKED
     kv_cache_usage: Signal = NOT_ASKED
@@ -72,11 +74,14 @@ class ClassSignals:
     """One class of one policy on one tier (`tier` name), from Envoy's access-log statistics.
 
     Attributes:
-        request_rate: requests/s that arrive, each counted at its first attempt.
+        request_rate: requests/s that arrive, each counted at its first attempt, whether the tier took it or not.
         prompt_tokens, completion_tokens: mean tokens per request that reported usage.
         ttfb_p95_seconds: time to first body byte, 95th percentile.
         latency_p95_seconds: whole request, 95th percentile.
-        peak_rate: requests/s in the busiest ten seconds of the window.
+        peak_rate: requests/s that arrive in the busiest ten seconds of the window.
+        taken_rate: attempts/s that the tier took: those that went to it, less those that it passed on because it was
+            saturated. In the mean of a window it may be a little below zero.
+        taken_peak_rate: the same in the busiest ten seconds of the window.
     """
 
     request_rate: Signal = NOT_ASKED
@@ -85,6 +90,8 @@ class ClassSignals:
     ttfb_p95_seconds: Signal = NOT_ASKED
     latency_p95_seconds: Signal = NOT_ASKED
     peak_rate: Signal = NOT_ASKED
+    taken_rate: Signal = NOT_ASKED
+    taken_peak_rate: Signal = NOT_ASKED
 
 
 @dataclass(frozen=True, slots=True, order=True)

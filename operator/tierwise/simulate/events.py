@@ -30,6 +30,7 @@ from tierwise.simulate.fluid import (
 from tierwise.simulate.inflight import InFlight
 from tierwise.simulate.requests import Requests
 from tierwise.simulate.tierload import SLOT_SECONDS, Arrivals, Floats, Ints, Served, StepView, TierLoad
+from tierwise.simulate.traces import BURST_SECONDS
 
 GUARD_SLOTS = 5
 """Seconds after which requests in flight are counted anew, where a tier gives way when it is saturated."""
@@ -73,6 +74,7 @@ class Events:
     guard: Guard = UNGUARDED
     _held: dict[str, InFlight] = field(default_factory=dict)
     _starts: list[float] = field(default_factory=list)
+    _tens: dict[tuple[str, str], Floats] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for tier in self.tiers:
@@ -105,12 +107,16 @@ class Events:
         self._starts.append(self.now)
         self.flows.append(slot.flows)
         passed = {each.name: self._passed(each.name, demand, seconds) for each in self.classes}
+        self._tens = {}
         left = max(1, round(seconds / SLOT_SECONDS))
         while left > 0:
             # What is in flight decides who is taken next, so it has to be looked at often.
             slots = min(left, GUARD_SLOTS) if self.guard.concurrency else left
             self._advance(slots, passed, weights, slot)
             left -= slots
+        for name, saturated, other in slot.passed:
+            for tier in (saturated, other):
+                slot.peaks[name, tier] = float(self._tens[name, tier].max()) if (name, tier) in self._tens else 0.0
         return slot
 
     def _advance(
@@ -123,7 +129,9 @@ class Events:
         for place, each in enumerate(self.classes):
             for name, part in self._choose(each.name, passed[each.name], weights.get(each.name, {}), seconds, ready):
                 sent[name].append((place, part))
-        self._relieve(sent, ready)
+        if self.guard.concurrency:
+            self._relieve(sent, ready, slot)
+            self._count(sent, round(slot.seconds / BURST_SECONDS))
         for tier in self.tiers:
             held = self.state.get(tier.name)
             if held is None:
@@ -203,7 +211,15 @@ class Events:
             (tier, part.where(chosen)) for index, tier in enumerate(chain) if (chosen := (taken == index) & ~lost).any()
         ]
 
-    def _relieve(self, sent: dict[str, list[tuple[int, Requests]]], ready: Mapping[str, Floats]) -> None:
+    def _count(self, sent: Mapping[str, list[tuple[int, Requests]]], tens: int) -> None:
+        """Requests by class, tier and ten seconds of the round."""
+        for tier, parts in sent.items():
+            for place, part in parts:
+                ten = ((part.t - self._starts[-1]) / BURST_SECONDS).astype(np.int64)
+                held = self._tens.setdefault((self.classes[place].name, tier), np.zeros(max(1, tens)))
+                np.add.at(held, np.minimum(ten, held.size - 1), 1.0)
+
+    def _relieve(self, sent: dict[str, list[tuple[int, Requests]]], ready: Mapping[str, Floats], slot: Slot) -> None:
         """What comes while a tier has all the requests that it may have goes where its class is relieved."""
         away: list[tuple[str, int, Requests]] = []
         for tier in self.tiers:
@@ -230,6 +246,8 @@ class Events:
                     rest.append((place, part.where(mine)))
                 if other is not None and not mine.all():
                     away.append((other, place, part.where(~mine)))
+                    key = (self.classes[place].name, tier.name, other)
+                    slot.passed[key] = slot.passed.get(key, 0.0) + float((~mine).sum())
             sent[tier.name] = rest
         for name, place, part in away:
             sent[name].append((place, part))

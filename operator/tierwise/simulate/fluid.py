@@ -114,7 +114,7 @@ class Replicas:
 
 @dataclass(slots=True)
 class Flow:
-    """One class on one tier in one slot: requests, those within the objective, tokens, and what was seen.
+    """One class on one tier in one slot: requests that it took, those within the objective, tokens, and what was seen.
 
     `ttft` are pairs (requests, seconds) whose distribution is the class's.
     """
@@ -143,11 +143,20 @@ class TierSlot:
 
 @dataclass(slots=True)
 class Slot:
-    """What came of one slot."""
+    """What came of one slot.
+
+    Attributes:
+        seconds: its length.
+        flows: (class, tier) -> what the tier took. tiers: by name.
+        passed: (class, saturated tier, the one that relieved it) -> requests that were passed on.
+        peaks: (class, tier) -> requests that it took in the busiest ten seconds, where one of the two passed some on.
+    """
 
     seconds: float
     flows: dict[tuple[str, str], Flow]
     tiers: dict[str, TierSlot]
+    passed: dict[tuple[str, str, str], float] = field(default_factory=dict)
+    peaks: dict[tuple[str, str], float] = field(default_factory=dict)
 
     @property
     def cost(self) -> float:
@@ -190,6 +199,12 @@ def _loss(offered: float, limit: float) -> float:
     below = 0.5 * math.erfc(-z / math.sqrt(2))
     above = math.exp(-z * z / 2) / math.sqrt(2 * math.pi * offered)
     return min(1.0, above / below) if below > LEAST_CHANCE else 1 - limit / offered
+
+
+def _busiest(requests: float, peak: float, seconds: float) -> float:
+    """Requests in ten seconds of a tier, in its burst or beside it: most of the burst may have been passed on."""
+    rest = seconds - BURST_SECONDS
+    return max(peak, (requests - peak) * BURST_SECONDS / rest) if rest > 0 else peak
 
 
 def work_seconds(params: ReplicaParams, prompt: float, output: float) -> float:
@@ -239,8 +254,8 @@ class Fluid:
             # A replica that becomes ready within a slot serves from the next one on.
             held.ready += sum(1 for at in held.starting if at <= self.now + 1e-9)
             held.starting = [at for at in held.starting if at > self.now + 1e-9]
-        flows = self._flows(demand, weights, seconds)
         slot = Slot(seconds, {}, {tier.name: TierSlot() for tier in self.tiers})
+        flows = self._flows(demand, weights, slot)
         for tier in self.tiers:
             if tier.params is None:
                 self._provider(tier, demand, flows, slot)
@@ -266,9 +281,7 @@ class Fluid:
                 found[other] = found.get(other, 0.0) + found.pop(name)
         return found
 
-    def _flows(
-        self, demand: Mapping[str, Demand], weights: Mapping[str, Mapping[str, float]], seconds: float
-    ) -> "_Flows":
+    def _flows(self, demand: Mapping[str, Demand], weights: Mapping[str, Mapping[str, float]], slot: Slot) -> "_Flows":
         """(class, tier) -> requests that end up there, and how many of them in the class's busiest ten seconds."""
         flows: _Flows = {}
         for each in self.classes:
@@ -278,16 +291,20 @@ class Fluid:
                     flows[each.name, tier] = asked.requests * share, asked.peak * share
         for tier_of in self.tiers:
             if tier_of.name in self.guard.concurrency and tier_of.params is not None:
-                self._relieve(tier_of.name, tier_of.params, demand, flows, seconds)
+                self._relieve(tier_of.name, tier_of.params, demand, flows, slot)
+        for name, saturated, other in slot.passed:
+            for tier in (saturated, other):
+                slot.peaks[name, tier] = _busiest(*flows[name, tier], slot.seconds)
         return flows
 
     def _relieve(
-        self, name: str, params: ReplicaParams, demand: Mapping[str, Demand], flows: "_Flows", seconds: float
+        self, name: str, params: ReplicaParams, demand: Mapping[str, Demand], flows: "_Flows", slot: Slot
     ) -> None:
         """What is above a tier's limit in a part of the slot goes where its class is relieved.
 
         Requests of other classes, which would wait, are not counted by gateways, but they take their part of replicas.
         """
+        seconds = slot.seconds
         ready, length = self.state[name].ready, min(BURST_SECONDS, seconds)
         loads, held, beside = {}, 0.0, 0.0
         work: dict[str, float] = {}
@@ -321,6 +338,7 @@ class Fluid:
                 there = flows.get((key, other), (0.0, 0.0))
                 flows[key, other] = there[0] + sum(away), there[1] + away[0]
                 flows[key, name] = requests - sum(away), peak - away[0]
+                slot.passed[key, name, other] = sum(away)
 
     def _provider(self, tier: FluidTier, demand: Mapping[str, Demand], flows: "_Flows", slot: Slot) -> None:
         seen = slot.tiers[tier.name]

@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from tierwise.core.signals import (
@@ -18,7 +18,7 @@ from tierwise.core.signals import (
     TierSignals,
 )
 from tierwise.simulate.engine import Engine
-from tierwise.simulate.fluid import Demand, Slot
+from tierwise.simulate.fluid import Demand, Flow, Slot
 from tierwise.simulate.traces import BURST_SECONDS
 
 AGE_SECONDS = 5.0
@@ -61,19 +61,10 @@ class Observer:
         }
         classes: dict[ClassKey, dict[str, ClassSignals]] = {}
         for each in fluid.classes:
-            shown: dict[str, ClassSignals] = {}
-            for (name, tier), flow in slot.flows.items():
-                if name != each.name:
-                    continue
-                asked = demand[name]
-                share = flow.requests / asked.requests
-                shown[tier] = ClassSignals(
-                    request_rate=self._reading(flow.requests / slot.seconds),
-                    prompt_tokens=self._reading(flow.prompt),
-                    completion_tokens=self._reading(flow.output),
-                    ttfb_p95_seconds=self._reading(percentile(flow.ttft)),
-                    peak_rate=self._reading(asked.peak * share / min(BURST_SECONDS, slot.seconds)),
-                )
+            flows = {tier: flow for (name, tier), flow in slot.flows.items() if name == each.name}
+            # A tier that passed everything on took nothing, but that is where requests arrived.
+            flows |= {tier: Flow() for name, tier, _ in slot.passed if name == each.name and tier not in flows}
+            shown = {tier: self._class(slot, each.name, tier, flow, demand) for tier, flow in flows.items()}
             classes[self.keys.get(each.name, (self.namespace, self.policy, each.name))] = shown
         return Signals(
             time=now,
@@ -88,6 +79,32 @@ class Observer:
             gateways_up=Reading(2.0, AGE_SECONDS),
         )
 
+    def _class(self, slot: Slot, name: str, tier: str, flow: Flow, demand: Mapping[str, Demand]) -> ClassSignals:
+        """One class on one tier: requests arrive where they are for first, whoever takes them."""
+        asked, burst = demand[name], min(BURST_SECONDS, slot.seconds)
+        passed = sum(count for (mine, saturated, _), count in slot.passed.items() if (mine, saturated) == (name, tier))
+        relieved = sum(count for (mine, _, other), count in slot.passed.items() if (mine, other) == (name, tier))
+        # The difference of what was added up: less than a millionth of a request is none.
+        arrived = flow.requests + passed - relieved
+        arrived = arrived if arrived > 1e-6 else 0.0
+        rate = self._reading(arrived / slot.seconds)
+        seen = ClassSignals(
+            request_rate=rate,
+            prompt_tokens=self._reading(flow.prompt if flow.requests else None),
+            completion_tokens=self._reading(flow.output if flow.requests else None),
+            ttfb_p95_seconds=self._reading(percentile(flow.ttft)),
+            peak_rate=self._reading(asked.peak * arrived / asked.requests / burst),
+        )
+        most = slot.peaks.get((name, tier))
+        if most is None:
+            return replace(seen, taken_rate=rate, taken_peak_rate=seen.peak_rate)
+        taken = self._reading(flow.requests / slot.seconds)
+        return replace(seen, taken_rate=taken, taken_peak_rate=self._reading(most / burst))
+
+    def _passed(self, slot: Slot, name: str) -> Signal:
+        passed = sum(count for (_, tier, _), count in slot.passed.items() if tier == name)
+        return self._reading(passed / slot.seconds) if passed else Reading(0.0, AGE_SECONDS)
+
     def _reading(self, value: float | None) -> Signal:
         if value is None or not math.isfinite(value):
             return IDLE
@@ -101,7 +118,11 @@ class Observer:
         params = next(tier.params for tier in fluid.tiers if tier.name == name)
         rate = sum(flow.requests for flow in flows) / slot.seconds
         if seen.ready == 0 or params is None:
-            return TierSignals(request_rate=self._reading(rate), error_rate=Reading(0.0, AGE_SECONDS))
+            return TierSignals(
+                request_rate=self._reading(rate),
+                error_rate=Reading(0.0, AGE_SECONDS),
+                passed_rate=self._passed(slot, name),
+            )
         tokens = sum(weight for weight, _ in seen.itl)
         mean = sum(weight * value for weight, value in seen.itl) / tokens if tokens > 0 else None
         return TierSignals(
@@ -116,6 +137,7 @@ class Observer:
             generation_token_rate=self._reading(sum(flow.requests * flow.output for flow in flows) / slot.seconds),
             ready_replicas=Reading(float(seen.ready), AGE_SECONDS),
             inter_token_mean_seconds=self._reading(mean),
+            passed_rate=self._passed(slot, name),
         )
 
     def _provider(self, slot: Slot, name: str, *, down: bool) -> TierSignals:

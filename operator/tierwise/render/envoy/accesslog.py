@@ -14,7 +14,8 @@ Answers with an error status cost nothing. An attempt that nothing bounds adds t
 A request is counted twice: in `arrivals` when its first attempt goes to a tier (or, where none of that tier's endpoints
 takes it, when it ends), in `requests` when it ends. An answer takes ten seconds and more; a loop that saw demand only
 when it is over would be that late at every rise. What a saturated tier passes on has
-arrived there, and adds to `saturated`.
+arrived there, and adds to `saturated`; each attempt after the first adds to `retries`. So `arrivals + retries -
+saturated` is what a tier took.
 """
 
 from typing import Any
@@ -154,8 +155,12 @@ def statistics() -> list[dict[str, Any]]:
 
 
 def arrivals() -> list[dict[str, Any]]:
-    """The router's own loggers: count when a request's first attempt goes to a tier, or ends without a connection."""
+    """The router's own loggers: count when a request's first attempt goes to a tier, or ends without a connection.
+
+    Later attempts are counted apart.
+    """
     first = _when(f"{_ROUTED} && request.headers['x-envoy-attempt-count'] == '1'")
+    later = _when(f"{_ROUTED} && request.headers['x-envoy-attempt-count'] != '1'")
     begins = [{"log_type_filter": {"types": ["UpstreamPoolReady"]}}]
     fails = [
         {"log_type_filter": {"types": ["UpstreamEnd"]}},
@@ -164,10 +169,14 @@ def arrivals() -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "filter": {"and_filter": {"filters": [*condition, first]}},
-            "typed_config": _stats(counters=[_one("arrivals", _tags())]),
+            "filter": {"and_filter": {"filters": [*condition, attempt]}},
+            "typed_config": _stats(counters=[_one(counter, _tags())]),
         }
-        for name, condition in (("arrivals", begins), ("unconnected", fails))
+        for name, counter, condition, attempt in (
+            ("arrivals", "arrivals", begins, first),
+            ("unconnected", "arrivals", fails, first),
+            ("retries", "retries", begins, later),
+        )
     ]
 
 
