@@ -112,6 +112,7 @@ class Server:
     secret: bool = True
     startup_seconds: float = 30.0
     ahead_seconds: float = 0.0  # Prometheus' clock is
+    passed: dict[str, float] = field(default_factory=dict)  # requests/s, of tiers of which that is known
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -311,8 +312,10 @@ class Server:
         rho = min(rho, 0.97)
         itl, ttft = truth.idle_itl / (1 - rho), truth.idle_ttft / (1 - rho)
         unknown = Missing("no requests")
+        passed = self.passed.get(name)
         return TierSignals(
             request_rate=Reading(total, 2.0),
+            passed_rate=Reading(passed, 2.0) if passed is not None else unknown,
             running=self._jitter(generated * carried * itl),
             waiting=Reading(0.0 if carried == 1.0 else 5.0 * count, 2.0),
             ttft_p95_seconds=self._jitter(ttft) if total else unknown,

@@ -22,7 +22,7 @@ from api_server import Demand, Server, Truth, budget, external, in_cluster, poli
 STEP_SECONDS = 5.0
 
 
-def world() -> Server:
+def world(when=("ConnectFailure", "Saturated"), passed=None) -> Server:
     """A cheap tier under a floor, a dear one, a provider; load that the cheap one may not carry alone."""
     floor = {"task": "qa", "quality": {"minScore": "0.62"}}
     return Server(
@@ -41,7 +41,7 @@ def world() -> Server:
                             {"name": "provider", "weight": 0},
                         ],
                         objective={"interTokenP95": "80ms"},
-                        fallback={"when": ["ConnectFailure", "Saturated"]},
+                        fallback={"when": list(when)},
                         **floor,
                     )
                 ],
@@ -52,28 +52,39 @@ def world() -> Server:
         ],
         {("chat", "all"): Demand(8.0)},
         {"compact": Truth(), "large": Truth(idle_itl=0.03, saturation=1500.0)},
+        passed=passed or {},
     )
 
 
 @pytest.fixture(scope="module")
 def loop():
     """The server after five minutes, and all plans."""
-    server, plans = world(), []
-    for _ in range(60):
+    server = world()
+    return server, played(server, 60)
+
+
+def played(server, rounds):
+    """All plans of so many rounds."""
+    plans = []
+    for _ in range(rounds):
         server.measure(STEP_SECONDS)
         plan: Plan = planner.plan(server.world())
         plans.append(plan)
         server.carry_out(plan)
         server.control()
         server.later(STEP_SECONDS)
-    return server, plans
+    return plans
 
 
 @pytest.fixture
 def dump(loop, tmp_path):
-    objects = [body for body in loop[0].objects.values() if body["apiVersion"].startswith("tierwise.dev")]
-    (tmp_path / "dump.yaml").write_text(yaml_text.dump_all(objects))
-    return tmp_path / "dump.yaml"
+    return dumped(loop[0], tmp_path)
+
+
+def dumped(server, folder):
+    objects = [body for body in server.objects.values() if body["apiVersion"].startswith("tierwise.dev")]
+    (folder / "dump.yaml").write_text(yaml_text.dump_all(objects))
+    return folder / "dump.yaml"
 
 
 def run(*arguments):
@@ -99,6 +110,33 @@ def test_it_tells_demand_weights_cost_what_binds_and_what_else_was_weighed(dump)
     ):
         assert " ".join(words.split()) in " ".join(found.stdout.split()), words
     assert max(map(len, found.stdout.splitlines())) <= 120
+
+
+SAID = "while saturated (measured, at the last decision)"
+
+
+@pytest.mark.parametrize(
+    ("when", "passed", "words"),
+    [
+        (("ConnectFailure", "Saturated"), 1.25, f"passed on 1.25 requests/s {SAID}"),
+        (("ConnectFailure", "Saturated"), 0.0, f"passed on no requests {SAID}"),
+        (("ConnectFailure", "Saturated"), None, None),
+        (("ConnectFailure",), 1.25, None),
+    ],
+)
+def test_what_a_saturated_tier_passed_on_is_told_where_it_is_known(tmp_path, when, passed, words):
+    server = world(when, {"large": passed} if passed is not None else {})
+    played(server, 15)
+    found = run("chat", "-n", "legal", "-f", dumped(server, tmp_path))
+    said = " ".join(found.stdout.split())
+    assert said.count("passed on") == (words is not None)
+    assert words is None or words in said
+    large = next(
+        one
+        for one in json.loads(run("chat", "-n", "legal", "-f", dumped(server, tmp_path), "-o", "json").stdout)["tiers"]
+        if one["name"] == "large"
+    )
+    assert large.get("passedOn", {}).get("provenance") == ("Measured" if words else None)
 
 
 def test_what_was_realised_is_told_once_and_is_close_to_what_was_expected(loop, dump):

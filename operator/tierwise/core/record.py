@@ -16,6 +16,7 @@ from tierwise.core.decision import ClassOutcome, Decision, TierOutcome
 from tierwise.core.digest import digest
 from tierwise.core.memory import Realising
 from tierwise.core.problem import Option
+from tierwise.core.signals import Reading
 from tierwise.core.situation import ClassView, Situation, TierView
 
 MAX_INPUTS, MAX_OPTIONS, MAX_LIST = 64, 16, 16
@@ -132,7 +133,19 @@ def _of_tier(situation: Situation, view: TierView) -> list[DecisionInput]:
     return [
         _input(f"tier/{view.name}/requestsPerSecondPerReplica", rate, source),
         _input(f"tier/{view.name}/readyReplicas", Decimal(view.ready), Provenance.MEASURED),
+        *_passed(situation, view),
     ]
+
+
+def _passed(situation: Situation, view: TierView) -> list[DecisionInput]:
+    """What a saturated tier passed on, where that is known and some class is relieved of it."""
+    if view.signals is None or not any(view.name in each.relieved for each in situation.classes):
+        return []
+    passed = view.signals.passed_rate
+    if not isinstance(passed, Reading) or passed.age_seconds > situation.settings.max_age_seconds:
+        return []
+    rate = Decimal(f"{passed.value:.3f}")
+    return [_input(f"tier/{view.name}/passedOnPerSecond", rate, Provenance.MEASURED, round(passed.age_seconds))]
 
 
 def _prices(view: TierView) -> list[DecisionInput]:

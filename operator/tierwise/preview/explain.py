@@ -2,21 +2,29 @@
 
 import json
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
 from tierwise import yaml_text
-from tierwise.api.meta import Condition
-from tierwise.api.model_tier import ModelTier
 from tierwise.api.namespace_budget import NamespaceBudget
 from tierwise.api.routing_class import RoutingClass
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.api.routing_policy_status import Binding, ClassStatus, Decision, DecisionInput
 from tierwise.core import promise
+from tierwise.preview import explain_tiers
+from tierwise.preview.explain_words import (
+    WIDTH,
+    condition,
+    condition_document,
+    figure,
+    inputs_of,
+    known,
+    money_words,
+    wrap,
+)
 from tierwise.preview.facts import Facts
 
-WIDTH = 110
 MOST_EVENTS = 6
 
 _BINDS = {
@@ -36,19 +44,19 @@ _BINDS = {
 def document(facts: Facts) -> dict[str, Any]:
     """Everything for programs: what is not known is absent."""
     policy, decision = facts.policy, facts.policy.status.decision
-    ready = _condition(policy.status.conditions, "Ready")
-    return _known(
+    ready = condition(policy.status.conditions, "Ready")
+    return known(
         policy=f"{policy.metadata.namespace}/{policy.metadata.name}",
         source=facts.source,
-        ready=_condition_document(ready),
-        conditions=[_condition_document(one) for one in policy.status.conditions if one.type != "Ready"],
+        ready=condition_document(ready),
+        conditions=[condition_document(one) for one in policy.status.conditions if one.type != "Ready"],
         models=list(policy.spec.models),
         mode=policy.spec.rebalance.mode.value,
         suspended=policy.spec.suspend or None,
         referenceTier=policy.spec.reference_tier,
         saving=policy.status.saving.dump() if policy.status.saving is not None else None,
         classes=[_class(facts, one.name) for one in policy.spec.classes],
-        tiers=[_tier(facts, name) for name in _tier_names(policy)],
+        tiers=[explain_tiers.document(facts, name) for name in _tier_names(policy)],
         decision=_decision(decision),
         budgets=[_budget(name, budget) for name, budget in sorted(facts.budgets.items())],
         events=[
@@ -59,56 +67,27 @@ def document(facts: Facts) -> dict[str, Any]:
     )
 
 
-def _known(**values: object) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value not in (None, "", [], {}, ())}
-
-
-def _condition(conditions: Sequence[Condition], name: str) -> Condition | None:
-    return next((one for one in conditions if one.type == name), None)
-
-
-def _condition_document(one: Condition | None) -> dict[str, Any] | None:
-    if one is None:
-        return None
-    since = one.last_transition_time.strftime("%Y-%m-%dT%H:%M:%SZ")
-    return _known(type=one.type, status=one.status.value, reason=one.reason, message=one.message, since=since)
-
-
 def _tier_names(policy: RoutingPolicy) -> list[str]:
     return sorted({ref.name for one in policy.spec.classes for ref in one.tiers})
-
-
-def _inputs(decision: Decision | None, prefix: str) -> dict[str, DecisionInput]:
-    if decision is None:
-        return {}
-    return {one.name.removeprefix(prefix): one for one in decision.inputs if one.name.startswith(prefix)}
-
-
-def _figure(one: DecisionInput | None) -> dict[str, Any] | None:
-    if one is None or one.value is None:
-        return None
-    return _known(
-        value=f"{one.value:f}", provenance=one.provenance.value if one.provenance else None, ageSeconds=one.age_seconds
-    )
 
 
 def _class(facts: Facts, name: str) -> dict[str, Any]:
     policy, decision = facts.policy, facts.policy.status.decision
     spec = policy.spec.routing_class(name)
     status = next((one for one in policy.status.classes if one.name == name), None)
-    seen = _inputs(decision, f"class/{name}/")
-    return _known(
+    seen = inputs_of(decision, f"class/{name}/")
+    return known(
         name=name,
         sensitivity=status.sensitivity.value if status is not None and status.sensitivity is not None else None,
         objective=spec.objective.dump() if spec is not None and spec.objective is not None else None,
         quality=_floor(spec),
-        demand=_figure(seen.get("requestsPerSecond")),
-        plannedDemand=_figure(seen.get("plannedRequestsPerSecond")),
-        promptTokens=_figure(seen.get("promptTokens")),
-        completionTokens=_figure(seen.get("completionTokens")),
+        demand=figure(seen.get("requestsPerSecond")),
+        plannedDemand=figure(seen.get("plannedRequestsPerSecond")),
+        promptTokens=figure(seen.get("promptTokens")),
+        completionTokens=figure(seen.get("completionTokens")),
         tokenCostPerHour=_token_cost(facts, status, seen),
         weights=[
-            _known(tier=one.tier, percent=one.percent, wanted=one.wanted if one.wanted != one.percent else None)
+            known(tier=one.tier, percent=one.percent, wanted=one.wanted if one.wanted != one.percent else None)
             for one in (status.weights if status is not None else ())
         ],
         binding=_binding(status, decision),
@@ -154,7 +133,7 @@ def _token_cost(facts: Facts, status: ClassStatus | None, seen: Mapping[str, Dec
         each = prompt * price.input_per_million_tokens + completion * price.output_per_million_tokens
         total += 3600 * rate * weight.percent / 100 * each / 1_000_000
         currency = price.currency
-    return _known(value=str(round(total, 2)), currency=currency, provenance="Estimated") if currency else None
+    return known(value=str(round(total, 2)), currency=currency, provenance="Estimated") if currency else None
 
 
 def _lifted(policy: RoutingPolicy, decision: Decision | None, name: str) -> dict[str, Any] | None:
@@ -167,7 +146,7 @@ def _lifted(policy: RoutingPolicy, decision: Decision | None, name: str) -> dict
     )
     if found is None or found.cost_per_hour is None:
         return None
-    return _known(
+    return known(
         constraint=found.name.removeprefix("without ").removesuffix(suffix),
         savesPerHour=str(max(Decimal(0), decision.expected_cost_per_hour - found.cost_per_hour)),
         currency=decision.currency,
@@ -176,45 +155,17 @@ def _lifted(policy: RoutingPolicy, decision: Decision | None, name: str) -> dict
     )
 
 
-def _tier(facts: Facts, name: str) -> dict[str, Any]:
-    tier = facts.tiers.get(name)
-    if tier is None:
-        return {"name": name, "missing": True}
-    status = tier.status
-    ready = _condition(status.conditions, "Ready")
-    moved = next(
-        (one for one in facts.events or () if one.about == f"ModelTier {name}" and one.reason == "ReplicasMoved"), None
-    )
-    return _known(
-        name=name,
-        kind="inCluster" if tier.spec.in_cluster is not None else "external",
-        ready=_condition_document(ready),
-        replicas=status.replicas.dump() if status.replicas is not None else None,
-        capacity=status.capacity.dump() if status.capacity is not None else None,
-        latency=status.latency.dump() if status.latency is not None else None,
-        cost=status.cost.dump() if status.cost is not None else None,
-        price=_price(tier),
-        lastMove=_known(time=moved.time, note=moved.note) if moved is not None else None,
-    )
-
-
-def _price(tier: ModelTier) -> dict[str, Any] | None:
-    inside, outside = tier.spec.in_cluster, tier.spec.external
-    found = inside.price if inside is not None else outside.price if outside is not None else None
-    return {**found.dump(), "provenance": "Declared"} if found is not None else None
-
-
 def _decision(one: Decision | None) -> dict[str, Any] | None:
     if one is None:
         return None
-    return _known(**{key: value for key, value in one.dump().items() if key != "inputs"}) | _known(
+    return known(**{key: value for key, value in one.dump().items() if key != "inputs"}) | known(
         inputs=[each.dump() for each in one.inputs]
     )
 
 
 def _budget(name: str, budget: NamespaceBudget) -> dict[str, Any]:
     status = budget.status
-    return _known(
+    return known(
         name=name,
         ceiling=str(budget.spec.ceiling),
         currency=budget.spec.currency,
@@ -238,7 +189,7 @@ def text(facts: Facts) -> str:
     found = document(facts)
     blocks = [_head(facts, found)]
     blocks += [_class_words(one, found) for one in found.get("classes", ())]
-    blocks.append(_tiers_words(found))
+    blocks.append(explain_tiers.text(found))
     blocks.append(_decision_words(found))
     blocks.append(_budget_words(found))
     blocks.append(_event_words(facts, found))
@@ -246,37 +197,28 @@ def text(facts: Facts) -> str:
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
-def _wrap(label: str, words: str, indent: int = 2) -> str:
-    lead = f"{' ' * indent}{label:<15}"
-    return textwrap.fill(words, WIDTH, initial_indent=lead, subsequent_indent=" " * len(lead), break_long_words=False)
-
-
-def _money(value: object) -> str:
-    return f"{Decimal(str(value)):,.2f}" if value is not None else "unknown"
-
-
 def _head(facts: Facts, found: Mapping[str, Any]) -> str:
     ready = found.get("ready")
     lines = [f"RoutingPolicy {found['policy']}, as {facts.source} shows it"]
     if ready is None:
-        lines.append(_wrap("state", "no operator has looked at it yet: there is no status"))
+        lines.append(wrap("state", "no operator has looked at it yet: there is no status"))
     else:
         word = "Ready" if ready["status"] == "True" else "not Ready"
         since = f" since {ready['since']}"
-        lines.append(_wrap("state", f"{word}{since} ({ready['reason']}): {ready.get('message', '')}"))
+        lines.append(wrap("state", f"{word}{since} ({ready['reason']}): {ready.get('message', '')}"))
     lines += [
-        _wrap(one["type"], f"{one['status']} since {one['since']} ({one['reason']}): {one.get('message', '')}")
+        wrap(one["type"], f"{one['status']} since {one['since']} ({one['reason']}): {one.get('message', '')}")
         for one in found.get("conditions", ())
     ]
     called = ", ".join(found.get("models", ())) or "by hostname only"
     mode = found["mode"] + (", suspended" if found.get("suspended") else "")
-    lines.append(_wrap("models", f"{called}; mode {mode}"))
+    lines.append(wrap("models", f"{called}; mode {mode}"))
     saving = found.get("saving")
     if saving is not None:
         cost, reference = saving.get("costPerHour"), saving.get("referenceCostPerHour")
-        words = f"{_money(cost)} {saving['currency']} per hour, "
-        words += f"{_money(reference)} with everything on {found.get('referenceTier')}"
-        lines.append(_wrap("cost", f"{words}: {saving.get('factor')} times cheaper ({saving['provenance'].lower()})"))
+        words = f"{money_words(cost)} {saving['currency']} per hour, "
+        words += f"{money_words(reference)} with everything on {found.get('referenceTier')}"
+        lines.append(wrap("cost", f"{words}: {saving.get('factor')} times cheaper ({saving['provenance'].lower()})"))
     return "\n".join(lines)
 
 
@@ -300,28 +242,28 @@ def _class_words(one: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     del found
     lines = [f"Class {one['name']}" + (f" ({one['sensitivity']})" if "sensitivity" in one else "")]
     promises = [f"{key} {value}" for part in ("objective", "quality") for key, value in (one.get(part) or {}).items()]
-    lines.append(_wrap("promised", ", ".join(promises) or "nothing: no objective, no floor"))
+    lines.append(wrap("promised", ", ".join(promises) or "nothing: no objective, no floor"))
     demand = _amount(one.get("demand"), "requests/s")
     if one.get("plannedDemand"):
         demand += f"; planned for {_amount(one['plannedDemand'], 'requests/s')}"
-    lines.append(_wrap("demand", demand))
+    lines.append(wrap("demand", demand))
     prompt, completion = one.get("promptTokens"), one.get("completionTokens")
     if prompt and completion:
         source = str(prompt.get("provenance", "")).lower()
         source = "assumed: no usage reported yet" if source == "declared" else source
-        lines.append(_wrap("tokens", f"{prompt['value']} in and {completion['value']} out per request ({source})"))
+        lines.append(wrap("tokens", f"{prompt['value']} in and {completion['value']} out per request ({source})"))
     weights = [
         f"{w['tier']} {w['percent']}%" + (f" (wanted {w['wanted']}%)" if "wanted" in w else "")
         for w in one.get("weights", ())
     ]
-    lines.append(_wrap("weights", (", ".join(weights) or "none yet") + _since(one)))
+    lines.append(wrap("weights", (", ".join(weights) or "none yet") + _since(one)))
     tokens = one.get("tokenCostPerHour")
     if tokens is not None:
-        lines.append(_wrap("tokens cost", f"{tokens['value']} {tokens['currency']} per hour at providers (estimated)"))
+        lines.append(wrap("tokens cost", f"{tokens['value']} {tokens['currency']} per hour at providers (estimated)"))
     if "binding" in one:
-        lines.append(_wrap("binds", _binds(one)))
+        lines.append(wrap("binds", _binds(one)))
     if "message" in one:
-        lines.append(_wrap("why", f"{one.get('reason')}: {one['message']}"))
+        lines.append(wrap("why", f"{one.get('reason')}: {one['message']}"))
     return "\n".join(lines)
 
 
@@ -339,80 +281,36 @@ def _binds(one: Mapping[str, Any]) -> str:
     return f"{words}; {saves}" + (f", and {lifted['breaks']}" if "breaks" in lifted else "")
 
 
-def _tiers_words(found: Mapping[str, Any]) -> str:
-    lines = ["Tiers"]
-    for one in found.get("tiers", ()):
-        if one.get("missing"):
-            lines.append(_wrap(one["name"], "does not exist"))
-            continue
-        lines.append(_wrap(one["name"], "; ".join(_tier_parts(one))))
-    return "\n".join(lines)
-
-
-def _tier_parts(one: Mapping[str, Any]) -> list[str]:
-    parts: list[str] = []
-    replicas = one.get("replicas")
-    if replicas is not None:
-        bounds = f", autoscaler {replicas.get('min', '?')} to {replicas.get('max', '?')}"
-        parts.append(f"{replicas.get('ready', 0)} of {replicas.get('current', 0)} replicas ready{bounds} (measured)")
-    elif one["kind"] == "external":
-        parts.append("paid per token")
-    ready = one.get("ready")
-    if ready is not None and ready["status"] != "True":
-        parts.append(f"not Ready: {ready['reason']}")
-    capacity = one.get("capacity")
-    if capacity is not None and "requestsPerSecond" in capacity:
-        parts.append(f"{capacity['requestsPerSecond']} requests/s each ({capacity['provenance'].lower()})")
-        if "concurrentRequests" in capacity:
-            parts.append(f"gateways give each at most {capacity['concurrentRequests']} requests at a time (estimated)")
-    latency = one.get("latency")
-    if latency is not None:
-        values = [f"{name} {latency[key]}" for key, name in _LATENCIES if key in latency]
-        parts.append(f"p95 {', '.join(values)} ({latency['provenance'].lower()})")
-    cost = one.get("cost")
-    if cost is not None and "perHour" in cost:
-        source = cost["provenance"].lower()
-        parts.append(f"{_money(cost['perHour'])} {cost['currency']} per hour ({source}, at the last decision)")
-    elif "price" not in one:
-        parts.append("no price: its cost is unknown")
-    if "lastMove" in one:
-        parts.append(f"last moved {one['lastMove']['time']}: {one['lastMove']['note']}")
-    return parts
-
-
-_LATENCIES = (("ttftP95", "time to first token"), ("interTokenP95", "inter-token"))
-
-
 def _decision_words(found: Mapping[str, Any]) -> str:
     one = found.get("decision")
     if one is None:
-        return "Last decision\n" + _wrap("", "none: nothing has moved yet").replace(" " * 15, "", 1)
+        return "Last decision\n" + wrap("", "none: nothing has moved yet").replace(" " * 15, "", 1)
     money = one.get("currency", "")
-    lines = [f"Last decision, {one['time']} ({one['id']})", _wrap("what", f"{one['reason']}: {one['message']}")]
+    lines = [f"Last decision, {one['time']} ({one['id']})", wrap("what", f"{one['reason']}: {one['message']}")]
     if "expectedCostPerHour" in one:
-        words = f"{_money(one['costBeforePerHour'])} -> {_money(one['expectedCostPerHour'])} {money} per hour"
+        words = f"{money_words(one['costBeforePerHour'])} -> {money_words(one['expectedCostPerHour'])} {money} per hour"
         words += " for the namespace"
-        lines.append(_wrap("expected", f"{words}: saves {one.get('expectedSavingPercent', '?')}% (estimated)"))
+        lines.append(wrap("expected", f"{words}: saves {one.get('expectedSavingPercent', '?')}% (estimated)"))
     real = one.get("realised")
     if real is not None:
-        words = f"{_money(real['costPerHour'])} {money} per hour over {real['seconds']} s"
+        words = f"{money_words(real['costPerHour'])} {money} per hour over {real['seconds']} s"
         words += f" at {real.get('requestsPerSecond', '?')}"
         words += " requests/s (measured)"
         if "savingPercent" in real:
             words += f": saved {real['savingPercent']}% against what it would have cost before (estimated)"
         else:
             words += "; demand was another one than when it was decided: no saving can be told"
-        lines.append(_wrap("realised", words))
+        lines.append(wrap("realised", words))
     elif "expectedCostPerHour" in one:
-        lines.append(_wrap("realised", "not known: the window is not over, or something moved before it was"))
-    lines += [_wrap("gave way", words) for words in one.get("relaxed", ())]
+        lines.append(wrap("realised", "not known: the window is not over, or something moved before it was"))
+    lines += [wrap("gave way", words) for words in one.get("relaxed", ())]
     options = one.get("options", ())
     if options:
         lines.append("  options        cost per hour of the namespace (estimated)")
         width = max(len(option["name"]) for option in options)
         for option in options:
             why = option.get("reason", "holds" if option["feasible"] else "")
-            lead = f"    {option['name']:<{width}} {_money(option.get('costPerHour')):>10}  "
+            lead = f"    {option['name']:<{width}} {money_words(option.get('costPerHour')):>10}  "
             lines.append(
                 textwrap.fill(why, WIDTH, initial_indent=lead, subsequent_indent=" " * len(lead))
                 if why
@@ -427,11 +325,11 @@ def _budget_words(found: Mapping[str, Any]) -> str:
         return ""
     lines = ["Budgets of the namespace"]
     for one in budgets:
-        spent = f"{_money(one['spent'])} spent" if "spent" in one else "spend unknown"
-        ahead = f", {_money(one['forecast'])} expected at the end (estimated)" if "forecast" in one else ""
+        spent = f"{money_words(one['spent'])} spent" if "spent" in one else "spend unknown"
+        ahead = f", {money_words(one['forecast'])} expected at the end (estimated)" if "forecast" in one else ""
         rung = f", {one['rung'].get('action')} holds" if "rung" in one else ""
-        words = f"{spent} of {_money(one['ceiling'])} {one['currency']} per {one['period']}{ahead}{rung}"
-        lines.append(_wrap(one["name"], words))
+        words = f"{spent} of {money_words(one['ceiling'])} {one['currency']} per {one['period']}{ahead}{rung}"
+        lines.append(wrap(one["name"], words))
     return "\n".join(lines)
 
 
