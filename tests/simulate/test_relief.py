@@ -116,3 +116,10 @@ def test_gateways_count_what_a_provider_generates():
     slot = fluid.step(demand, {"chat": {"outside": 1}}, 60.0)
     seen = Observer("n", "p").signals(datetime(2026, 1, 5, tzinfo=UTC), fluid, slot, demand).tiers["n", "outside"]
     assert (seen.prompt_token_rate.value, seen.generation_token_rate.value) == (10_000.0, 1000.0)
+
+
+@given(requests=st.floats(1.0, 5000.0), peak=st.floats(1e-40, 1e-12))
+def test_a_burst_that_is_nearly_nothing_is_nothing(requests, peak):
+    """As a tier gets it that relieves another of next to nothing."""
+    slot = step(Guard({"inside": 60}, RELIEF), requests, peak)
+    assert sum(flow.requests for flow in slot.flows.values()) == pytest.approx(requests)

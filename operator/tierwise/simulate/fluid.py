@@ -331,7 +331,8 @@ class Fluid:
             for count, span, burst in ((peak, length, True), (requests - peak, seconds - length, False)):
                 own = count * work[key] / span if span > 0 else 0.0
                 every = own + load - mine
-                lost = _turned_away(every, beside, ready, each_held, limit) if own > 0 else 0.0
+                # Beside the mean, next to nothing rounds to nothing.
+                lost = _turned_away(every, beside, ready, each_held, limit) if own > 0 and every > 0 else 0.0
                 # In the burst of a class what does not fit is put down to it: of the others it is not told apart.
                 away.append(count * min(1.0, lost * every / own if burst else lost) if lost > 0 else 0.0)
             if sum(away) > 0:
