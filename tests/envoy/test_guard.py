@@ -169,6 +169,16 @@ def test_limits_are_of_ready_replicas_and_shared_by_gateways():
     assert gateway.render(found).concurrency == {}, "nothing is ready"
 
 
+@pytest.mark.parametrize(("connected", "ready", "each"), [(0, 4, 2), (1, 4, 2), (4, 1, 2), (0, 0, 8)])
+def test_gateways_that_are_ready_have_their_part_before_any_operator_tells_of_them(connected, ready, each):
+    """A policy that is new, or operators that are: no status says how many gateways there are."""
+    zones = {"": ready} if ready else {}
+    found = dataclasses.replace(given_world(gateways=connected), gateway_zones=zones)
+    assert gateway.render(found).concurrency == {"legal/a@limited": each}
+    dead = dataclasses.replace(found, live_replicas=frozenset({"operator-9"}))
+    assert gateway.render(dead).concurrency == {"legal/a@limited": 8 // max(ready, 1)}
+
+
 @given(st.integers(1, 500), st.integers(1, 40), st.integers(1, 30))
 def test_all_gateways_together_have_the_limit_and_less_than_one_more_each(concurrent, replicas, gateways):
     found = given_world(concurrent=concurrent, ports=range(1, 1 + replicas))

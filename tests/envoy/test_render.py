@@ -242,6 +242,8 @@ def test_replicas_and_gateways_are_sorted_by_zone(zones, gateways):
         ("a", 2),
         ("b", 1),
     ]
+    nowhere = dataclasses.replace(given_world, gateway_zones={"": 2})
+    assert placed(gateway.render(nowhere).shared[ENDPOINTS]["tierwise.gateways"]) == [], "no zone is known"
 
 
 def test_terminating_replicas_serve_while_no_other_does():

@@ -136,7 +136,8 @@ class World:
             object without a body is not written to.
         live_replicas: names of the operator replicas that run; None when unknown (then no entry of `status.gateways[]`
             is taken for dead).
-        gateway_zones: topology zone (empty: unknown) -> ready gateways in it; empty before the first look.
+        gateway_zones: topology zone (empty: unknown) -> ready gateways in it; empty before the first look, and where
+            they can not be seen.
     """
 
     now: datetime

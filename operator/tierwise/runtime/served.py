@@ -127,7 +127,7 @@ async def operators_environment(cluster: Cluster, namespace: str) -> dict[str, s
 
 
 async def read_gateway_zones(cluster: Cluster, store: Store, namespace: str) -> None:
-    """How many gateways each zone has; none where they can not be seen."""
+    """How many gateways are ready in each zone; none where they can not be seen."""
     with contextlib.suppress(ClusterError):
         found = await cluster.list(kinds.POD, namespace=namespace, label_selector=zones.SELECTOR)
         store.put_gateway_zones(zones.counted(found.items))

@@ -1,4 +1,4 @@
-"""In which zones gateways run: without it they could not prefer near replicas and load all of them equally."""
+"""How many gateways are ready, and in which zones: they share limits, and prefer near replicas."""
 
 import asyncio
 import random
@@ -46,9 +46,9 @@ class Zones:
 
 
 def counted(pods: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """Zone (empty: unknown) -> ready gateways, sorted; empty when no zone is known at all."""
+    """Zone (empty: unknown) -> ready gateways, sorted."""
     found = Counter((pod["metadata"].get("labels") or {}).get(ZONE_LABEL, "") for pod in pods if _takes_requests(pod))
-    return dict(sorted(found.items())) if any(found) else {}
+    return dict(sorted(found.items()))
 
 
 def _takes_requests(pod: Mapping[str, Any]) -> bool:

@@ -63,8 +63,10 @@ def renamed(found: Resource, cluster: str) -> Resource:
 def gateways(zones: Mapping[str, int]) -> Resource:
     """How many gateways each zone has, in the form in which Envoy asks for it: a cluster of all of them.
 
-    No request goes there. The hosts are stand-ins, so that a Pod that is replaced in its zone changes nothing.
+    No request goes there. The hosts are stand-ins, so that a Pod that is replaced in its zone changes nothing. Where no
+    zone is known there are none: no replica is nearer than others.
     """
+    zones = zones if any(zones) else {}
     ports = iter(range(1, 1 + sum(zones.values())))
     found = [
         {**_zone(zone), "lb_endpoints": [_host("none", "127.0.0.1", next(ports)) for _ in range(count)]}

@@ -228,13 +228,17 @@ def _inputs(world: World, settled: claims.Claims, access: Access | None) -> dict
 
 
 def _gateways(world: World, namespace: str) -> int:
-    """Gateways that share a rate: all that some operator replica serves; 1 while none is known."""
+    """Gateways that share a rate or a limit: the ready ones or all that operators serve, whichever are more.
+
+    A policy that is new, or whose operators were all replaced, tells of none that is connected while all of them take
+    requests. 1 where neither is known.
+    """
     counts: dict[str, int] = {}
     for policy in world.policies_in(namespace).values():
         for entry in policy.status.gateways:
             if world.live_replicas is None or entry.name in world.live_replicas:
                 counts[entry.name] = max(counts.get(entry.name, 0), entry.connected)
-    return max(1, sum(counts.values()))
+    return max(1, sum(world.gateway_zones.values()), sum(counts.values()))
 
 
 def _callers(access: Access | None, namespace: str) -> tuple[tuple[str, ...] | None, dict[str, tuple[str, ...]]]:
