@@ -1,17 +1,21 @@
 """Who relieves a saturated tier, when it is saturated, and how many replicas that makes worth while."""
 
+import dataclasses
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from tierwise.api.in_cluster import InCluster
 from tierwise.api.model_tier import ModelTier
+from tierwise.api.namespace_budget import NamespaceBudget
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.api.scalars import Sensitivity
-from tierwise.core import bursts, capacity, engines, inflight, routing
+from tierwise.core import bursts, capacity, decision, engines, inflight, routing, situation, tier_status
 from tierwise.core.bursts import Stream
 from tierwise.core.capacity import Capacity, Observation
-from tierwise.core.demand import Sample
+from tierwise.core.demand import Forecast, Sample
+from tierwise.core.memory import LoopMemory
+from tierwise.core.world import Key, World
 
 NOW = datetime(2026, 1, 5, tzinfo=UTC)
 
@@ -68,6 +72,64 @@ def test_a_floor_is_relieved_by_tiers_that_are_no_worse():
     assert relieved(policy("small", "far", quality=floor), [inside("small", "0.7"), outside("far")]) == {}
 
 
+def seen(found, tiers, *, spent=None):
+    """The namespace as the loop sees it."""
+    budgets = {Key("n", "money"): spent} if spent is not None else {}
+    tiers = {Key("n", tier.metadata.name): tier for tier in tiers}
+    made = World(now=NOW, replica="r", tiers=tiers, policies={Key("n", "p"): found}, budgets=budgets)
+    return situation.view(made, LoopMemory(), "n", situation.Settings())
+
+
+def reached(found, tiers, **more):
+    made = seen(found, tiers, **more)
+    return "".join(name for name in made.tiers if made.reaching(name))
+
+
+def test_the_loop_counts_on_the_order_in_which_gateways_try():
+    tiers = [inside("a", "0.7"), outside("b", "0.5"), outside("c", "0.9")]
+    floor = {"minScore": "0.6"}
+    assert reached(policy("a", "b", "c", quality=floor, when=["ServerError"]), tiers) == "ab"
+    # Who relieves comes first, whatever the order of the class.
+    relieved_first = policy("a", "b", "c", quality=floor)
+    assert reached(relieved_first, tiers) == "ac"
+    assert relieved(relieved_first, tiers) == {"a": "c"}
+    assert reached(policy("a", "b", "c", quality=floor, order=["a", "b", "c"]), tiers) == "ab"
+    assert reached(policy("a", "b", "c", attempts=1), tiers) == "a"
+
+
+def test_what_a_header_raises_goes_past_tiers_that_may_not_see_it():
+    tiers = [inside("a"), outside("b", clearance="Public"), outside("c", clearance="Internal"), inside("d")]
+    assert reached(policy("a", "b", "c", "d"), tiers) == "abcd"
+    assert reached(policy("a", "b", "c", "d", sensitivity="Internal"), tiers) == "acd"
+
+
+def downgrade(*names, exempt=None, relief=False):
+    """A budget that has requests go to these tiers first, all but those of one class."""
+    until = {"since": "2026-01-05T00:00:00Z", "resetsAt": "2026-02-01T00:00:00Z"}
+    status = {"enforcement": {"action": "Downgrade", "tiers": names, "relief": relief, **until}}
+    ladder = [{"atPercent": 50, "action": "Downgrade"}]
+    spec = {"currency": "USD", "ceiling": "1", "period": "Month", "unpriced": "Allow", "ladder": ladder}
+    if exempt is not None:
+        spec["exempt"] = [{"policy": "p", "class": exempt}]
+    return NamespaceBudget.parse({"metadata": {"name": "money", "namespace": "n"}, "spec": spec, "status": status})
+
+
+def test_what_a_budget_downgrades_goes_to_its_tiers_first_and_is_relieved_while_the_money_lasts():
+    tiers = [inside("a"), outside("b"), outside("c")]
+    spent = downgrade("a", "c")
+    found = policy("a", "b", "c")
+    assert reached(found, tiers) == "ab"
+    assert reached(found, tiers, spent=spent) == "ac"
+    assert dict(seen(found, tiers).classes[0].relieved) == {"a": "b"}
+    assert dict(seen(found, tiers, spent=spent).classes[0].relieved) == {}
+    lasts = downgrade("a", "c", relief=True)
+    assert dict(seen(found, tiers, spent=lasts).classes[0].relieved) == {"a": "c"}
+    floor = policy("a", "b", "c", quality={"minScore": "0.6"})
+    scored = [inside("a", "0.7"), outside("b", "0.9"), outside("c", "0.5")]
+    assert reached(floor, scored, spent=lasts) == "ab"
+    assert reached(floor, scored, spent=spent) == "ac"
+
+
 def test_a_session_or_a_picker_is_not_relieved():
     picked = inside("small", endpointPickerRef={"name": "picker", "port": 9002})
     assert relieved(policy("small", "far"), [picked, outside("far")]) == {}
@@ -100,6 +162,42 @@ def test_requests_in_flight_are_arrivals_times_how_long_they_take():
     assert inflight.concurrent_at(known, 0.5, mix) == pytest.approx(5 * 101 * 0.02 / 2)
     assert inflight.concurrent_at(known, 0.5, []) is None
     assert inflight.concurrent_at(Capacity(saturation=1000.0), 0.5, mix) is None
+
+
+def limit(rates, *listed, spent=None):
+    """Requests in flight that gateways give a replica of `a`, of classes that list `Saturated` or do not.
+
+    Args:
+        rates: requests/s of each class: of the first as it lists it or not, and so on.
+        listed: whether it does.
+        spent: a budget that has decided.
+    """
+    tiers = [inside("a"), outside("far")]
+    entries = []
+    for number, lists in enumerate(listed):
+        (entry,) = policy("a", "far", when=["ServerError", *["Saturated"] * lists]).spec.classes
+        entries.append(entry.model_copy(update={"name": f"c{number}"}))
+    found = policy("a", "far")
+    found = found.model_copy(update={"spec": found.spec.model_copy(update={"classes": tuple(entries)})})
+    made = seen(found, tiers, spent=spent)
+    known = Capacity(saturation=1000.0, idle_inter_token_seconds=0.01, observations=50)
+    tier = dataclasses.replace(made.tiers["a"], capacity=known)
+    demands = [Forecast(rate, rate, rate, rate, settled=True, tokens={"": (0.0, 100.0)}) for rate in rates]
+    classes = [dataclasses.replace(view, demand=one) for view, one in zip(made.classes, demands, strict=True)]
+    made = dataclasses.replace(made, tiers={**made.tiers, "a": tier}, classes=tuple(classes))
+    shown = tier_status.shown_capacity(made, decision.Decision({}, {}), "a")
+    return shown.concurrent_requests
+
+
+def test_the_limit_leaves_the_room_that_requests_of_other_classes_hold():
+    alone = limit([4.0], True)
+    assert limit([4.0, 4.0], True, True) == alone
+    assert limit([4.0, 4.0], True, False) == pytest.approx(alone / 2, abs=0.5)
+    assert limit([4.0, 12.0], True, False) == pytest.approx(alone / 4, abs=0.5)
+    assert limit([4.0, 0.0], True, False) == alone, "who sends nothing holds nothing"
+    assert limit([4.0, 4000.0], True, False) == 1
+    # Where a budget saves nothing is passed on, and nothing counted.
+    assert limit([4.0, 4.0], True, True, spent=downgrade("a", exempt="c0")) == pytest.approx(alone / 2, abs=0.5)
 
 
 def test_a_queue_shows_how_many_a_replica_runs():

@@ -255,7 +255,7 @@ def _most_cost(situation: Situation, view: TierView) -> Decimal | None:
         for one in situation.classes
         if one.spec.shadow is not None and one.spec.shadow.tier == view.name
     ]
-    asked = [*copied, *((user, 1) for user in situation.users(view.name) if user.reaches(view.name))]
+    asked = [*copied, *((user, 1) for user in situation.reaching(view.name))]
     # A class that nobody has called yet tells nothing of the others.
     known = [(one.demand, share) for one, share in asked if one.demand is not None]
     if asked and not known:

@@ -125,8 +125,8 @@ def _in_flight(situation: Situation, view: TierView, lag_seconds: float, left_se
 def _planned(situation: Situation, view: TierView) -> Decimal:
     """Cost per hour of a provider whose counters are not read: the planned demand of those who use it, all of it."""
     total = Decimal(0)
-    for user in situation.users(view.name):
-        if user.reaches(view.name) and user.demand is not None:
+    for user in situation.reaching(view.name):
+        if user.demand is not None:
             each = view.cost_per_request(*user.demand.tokens_on(view.name))
             total += cost.decimal(3600 * user.demand.ahead * (each or 0.0))
     return total

@@ -199,20 +199,25 @@ def relief(
 
 
 def relieved_by(
-    policy: RoutingPolicy, routing_class: RoutingClass, tiers: Mapping[str, ModelTier], allowed: Collection[str]
+    policy: RoutingPolicy,
+    routing_class: RoutingClass,
+    tiers: Mapping[str, ModelTier],
+    allowed: Collection[str],
+    preferred: Collection[str] | None = None,
 ) -> dict[str, str]:
-    """In-cluster tier -> the allowed tier that its requests go to while it is saturated; absent: they wait."""
-    helps = relief(policy, routing_class, {name: tier for name, tier in tiers.items() if name in allowed})
-    order = fallback_order(routing_class, allowed)
+    """In-cluster tier -> the allowed tier that its requests go to while it is saturated; absent: they wait.
+
+    Args:
+        policy: whose requests.
+        routing_class: one of its classes.
+        tiers: of the namespace, by name.
+        allowed: names of those that may be used.
+        preferred: tiers to which a budget downgrades.
+    """
+    usable = {name: tier for name, tier in tiers.items() if name in allowed}
     found: dict[str, str] = {}
-    for name in helps:
-        plan = attempts(
-            {name: 100},
-            order,
-            routing_class.fallback.attempts,
-            helps,
-            relieved_first=not routing_class.fallback.order,
-        )
+    for name in relief(policy, routing_class, usable):
+        plan = _attempts_from(policy, routing_class, usable, {name: 100}, preferred, relieved=True)
         if plan.guarded[0][0]:
             found[name] = plan.groups[1][0][0]
     return found
@@ -248,15 +253,62 @@ def plan_attempts(
             them is cleared it changes nothing: a ceiling never sends a request where it must not go.
         relieved: whether a saturated tier passes requests on: where a budget saves, a burst is no reason to spend.
     """
-    allowed = cleared_tiers(routing_class, tiers, sensitivity)
-    first = allowed if preferred is None else tuple(name for name in allowed if name in preferred) or allowed
-    weights = weights_in_force(policy, routing_class, first)
-    order = fallback_order(routing_class, allowed)
-    order = (*(name for name in order if name in first), *(name for name in order if name not in first))
-    helps = relief(policy, routing_class, {name: tiers[name] for name in allowed}) if relieved else {}
+    allowed = {name: tiers[name] for name in cleared_tiers(routing_class, tiers, sensitivity)}
+    first = None if preferred is None else tuple(name for name in allowed if name in preferred) or tuple(allowed)
+    weights = weights_in_force(policy, routing_class, allowed if first is None else first)
+    return _attempts_from(policy, routing_class, allowed, weights, first, relieved=relieved)
+
+
+def _attempts_from(
+    policy: RoutingPolicy,
+    routing_class: RoutingClass,
+    tiers: Mapping[str, ModelTier],
+    weights: Mapping[str, int],
+    preferred: Collection[str] | None,
+    *,
+    relieved: bool,
+) -> Attempts:
+    """The one order in which requests try tiers, which gateways keep and the loop plans by.
+
+    Args:
+        policy: whose requests.
+        routing_class: one of its classes.
+        tiers: those that may be used, by name.
+        weights: percent of the first attempts.
+        preferred: those to which a budget downgrades.
+        relieved: whether a saturated tier passes requests on.
+    """
+    order = fallback_order(routing_class, tiers)
+    if preferred is not None:
+        order = tuple(sorted(order, key=lambda name: name not in preferred))
+    helps = relief(policy, routing_class, tiers) if relieved else {}
     return attempts(
         weights, order, routing_class.fallback.attempts, helps, relieved_first=not routing_class.fallback.order
     )
+
+
+def reached(
+    policy: RoutingPolicy,
+    routing_class: RoutingClass,
+    tiers: Mapping[str, ModelTier],
+    sensitivity: Sensitivity,
+    preferred: Collection[str] | None = None,
+    *,
+    relieved: bool = True,
+) -> frozenset[str]:
+    """Tiers that some attempt of some request of the class may get to, whatever its header raises it to.
+
+    Args:
+        policy: whose requests.
+        routing_class: one of its classes.
+        tiers: of the namespace, by name.
+        sensitivity: of a request without the header.
+        preferred: tiers to which a budget downgrades.
+        relieved: whether a saturated tier passes requests on.
+    """
+    levels = [level for level in Sensitivity if level >= sensitivity]
+    plans = [plan_attempts(policy, routing_class, tiers, level, preferred, relieved=relieved) for level in levels]
+    return frozenset(name for plan in plans for name in plan.tiers)
 
 
 def shadow_tier(

@@ -115,6 +115,7 @@ class ClassView:
         objective: what is promised.
         memory: of the class.
         relieved: in-cluster tier -> the tier that takes its requests while it is saturated.
+        held: what budgets have decided about it, as gateways carry it out now.
     """
 
     key: ClassKey
@@ -137,11 +138,7 @@ class ClassView:
     objective: Objective
     memory: ClassMemory
     relieved: Mapping[str, str] = field(default_factory=dict)
-
-    def reaches(self, tier: str) -> bool:
-        """Whether a request can get to a tier: by its weight, or because others fail."""
-        order = routing.fallback_order(self.spec, self.allowed)
-        return tier in routing.attempts(self.weights, order, self.spec.fallback.attempts).tiers
+    held: ceiling.Ceiling = ceiling.NONE
 
     @property
     def movable(self) -> bool:
@@ -168,6 +165,16 @@ class Situation:
     def users(self, tier: str) -> tuple[ClassView, ...]:
         """The classes that may use a tier."""
         return tuple(view for view in self.classes if tier in view.allowed)
+
+    def reaching(self, tier: str) -> tuple[ClassView, ...]:
+        """The classes of which a request can get to a tier: by weight, or since others are saturated or fail."""
+        return tuple(view for view in self.users(tier) if tier in view.weights or tier in self._reached(view))
+
+    def _reached(self, view: ClassView) -> frozenset[str]:
+        tiers = {name: self.tiers[name].tier for name in view.allowed}
+        least = sensitivity.effective(view.policy, view.spec)
+        held = view.held
+        return routing.reached(view.policy, view.spec, tiers, least, held.tiers, relieved=held.relief)
 
 
 def rules_of(policy: RoutingPolicy) -> Rules:
@@ -297,6 +304,7 @@ def _class_view(
     since = entry.history.samples[-1][0] if entry.history.samples else memory.started
     scores = promise.scores_of(spec.task, objects)
     promised = promise.floor_of(policy, spec, scores)
+    decided = ceiling.of_class(budgets, key.name, spec.name)
     held = _credit(promised, spec, entry)
     return ClassView(
         key=class_key,
@@ -324,7 +332,8 @@ def _class_view(
         credit=held,
         objective=learning.objective_of(spec),
         memory=entry,
-        relieved=routing.relieved_by(policy, spec, objects, allowed),
+        relieved=routing.relieved_by(policy, spec, objects, allowed, decided.tiers) if decided.relief else {},
+        held=decided,
     )
 
 
