@@ -106,6 +106,37 @@ def test_it_prints_every_kind_of_resource_and_no_secret(tmp_path):
     assert yaml.safe_load(again.stdout) == found
 
 
+def of_an_engine(namespace):
+    """A tier that gives way at five requests in flight for each of its two replicas."""
+    spec = {"model": "m", "clearance": "Public", "inCluster": {"image": "i:1", "replicas": {"min": 1, "max": 2}}}
+    own = {"apiVersion": API, "kind": "ModelTier", "metadata": {"name": "own", "namespace": namespace}, "spec": spec}
+    classes = [{"name": "all", "tiers": [{"name": "own"}, {"name": "frontier"}], "fallback": {"when": ["Saturated"]}}]
+    labels = {"tierwise.dev/tier": "own"}
+    pods = {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "addressType": "IPv4",
+        "metadata": {"name": "own-1", "namespace": namespace, "labels": labels},
+        "ports": [{"name": "http", "port": 8000}],
+        "endpoints": [{"addresses": [f"10.0.0.{n}"], "conditions": {"ready": True}} for n in (1, 2)],
+    }
+    status = {"capacity": {"provenance": "Measured", "concurrentRequests": 5}}
+    return [{**own, "status": status}, pods, policy(namespace, classes=classes), tier(namespace=namespace)]
+
+
+def test_each_namespace_has_its_part_of_the_limits_of_requests_in_flight(tmp_path):
+    objects = [*of_an_engine("legal"), *of_an_engine("sales"), tier(namespace="idle"), policy("idle")]
+    result = run(tmp_path, *objects, options=["--no-authentication", "--validate"])
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)["namespaces"]
+    for name in ("legal", "sales"):
+        (layer,) = of_type(found[name]["resources"], protos.RUNTIME).values()
+        assert layer["layer"] == {f"circuit_breakers.{name}/own@limited.default.max_requests": 10}
+    assert not of_type(found["idle"]["resources"], protos.RUNTIME)
+    (alone,) = json.loads(run(tmp_path, *objects, options=["-n", "sales"]).stdout)["namespaces"].values()
+    assert of_type(alone["resources"], protos.RUNTIME)
+
+
 def test_a_missing_secret_is_shown_as_such(tmp_path):
     found = json.loads(run(tmp_path, tier(), policy()).stdout)["namespaces"]["legal"]
     assert found["missing"] == [

@@ -20,7 +20,8 @@ from tierwise.runtime.served import Shown
 _TRANSIENT = {"Pending", "Creating", "Starting", "NoGateway", "NoReadyTier"}
 """Not ready yet is no fault of a manifest."""
 
-_ENDPOINTS = ".ClusterLoadAssignment"
+_OF_PODS = (".ClusterLoadAssignment", ".Runtime")
+"""Kinds of resource that follow the Deployments: Pods' addresses, and limits of as many as are ready."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +220,7 @@ def _resources(shown: Shown, owner: str) -> dict[tuple[str, str], Mapping[str, o
     return {
         (type_url.rpartition(".")[2], name): resource
         for type_url, named in owned.resources.items()
-        if not type_url.endswith(_ENDPOINTS)  # Pods' addresses: they follow the Deployments
+        if not type_url.endswith(_OF_PODS)
         for name, resource in named.items()
     }
 

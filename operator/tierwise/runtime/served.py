@@ -19,9 +19,10 @@ from tierwise.adapters.xds.server import kept
 from tierwise.core import consumers
 from tierwise.core.world import Key, World
 from tierwise.errors import TierwiseError
-from tierwise.render.envoy import gateway, redact, secrets
+from tierwise.render.envoy import concurrency, gateway, redact, secrets
+from tierwise.render.envoy.bundle import GatewayConfig
 from tierwise.render.envoy.options import GatewayOptions
-from tierwise.render.envoy.protos import TYPE_PREFIX, message_class, to_json
+from tierwise.render.envoy.protos import RUNTIME, TYPE_PREFIX, message_class, to_json
 from tierwise.runtime import channel, objects, zones
 from tierwise.runtime.secrets import decode
 from tierwise.runtime.store import ROUTES, Store
@@ -192,9 +193,8 @@ def _manifests(paths: Iterable[Path]) -> Iterable[tuple[Path, dict[str, Any]]]:
                     yield file, item
 
 
-def catalog(world: World, options: GatewayOptions) -> Catalog:
+def catalog(world: World, config: GatewayConfig) -> Catalog:
     """What a replica serves that has just started: refusals are those that the policies' statuses tell of."""
-    config = gateway.render(world, options)
     found = Catalog()
     found.publish(prepare(config, kept(world, set(), {})))
     for key, policy in world.policies.items():
@@ -215,7 +215,8 @@ def show(
         unreadable: Secrets that could not be read, and why.
         signed: last-good configurations could be checked.
     """
-    found = catalog(world, options)
+    config = gateway.render(world, options)
+    found = catalog(world, config)
     redacted = redact.Redactor(_values(world))
     notes: dict[str, list[str]] = {}
     broken: set[str] = set()
@@ -226,7 +227,7 @@ def show(
     for owner, served in sorted(found.served.items()):
         wanted = found.wanted.get(owner)
         last_good = owner != SHARED and (wanted is None or wanted.hash != served.hash)
-        owners[owner] = Owned(served.hash, last_good, _resources(served, redacted))
+        owners[owner] = Owned(served.hash, last_good, _resources(served, redacted) | _limits(config, owner))
     for namespace in sorted({*found.wanted, *found.invalid, *found.refused, *found.unsafe}):
         told = found.message(namespace)
         if not told:
@@ -260,6 +261,12 @@ def _resources(served: Served, redacted: redact.Redactor) -> dict[str, dict[str,
             shown = to_json(redacted(kind.FromString(resource.data)))
             found.setdefault(type_url, {})[name] = {"@type": type_url, **shown}
     return found
+
+
+def _limits(config: GatewayConfig, namespace: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """The namespace's part of the layer of all limits: Envoy knows none by namespace, readers do."""
+    own = {name: most for name, most in config.concurrency.items() if name.partition("/")[0] == namespace}
+    return {RUNTIME: {concurrency.LAYER: concurrency.layer(own)}} if own else {}
 
 
 def _missing(world: World, unreadable: Mapping[Key, str]) -> dict[str, tuple[str, ...]]:
