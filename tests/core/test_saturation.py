@@ -164,19 +164,21 @@ def test_requests_in_flight_are_arrivals_times_how_long_they_take():
     assert inflight.concurrent_at(Capacity(saturation=1000.0), 0.5, mix) is None
 
 
-def limit(rates, *listed, spent=None):
+def limit(rates, *listed, spent=None, raised=()):
     """Requests in flight that gateways give a replica of `a`, of classes that list `Saturated` or do not.
 
     Args:
         rates: requests/s of each class: of the first as it lists it or not, and so on.
         listed: whether it does.
         spent: a budget that has decided.
+        raised: numbers of classes for what is more sensitive than any other tier is cleared for.
     """
     tiers = [inside("a"), outside("far")]
     entries = []
     for number, lists in enumerate(listed):
         (entry,) = policy("a", "far", when=["ServerError", *["Saturated"] * lists]).spec.classes
-        entries.append(entry.model_copy(update={"name": f"c{number}"}))
+        level = Sensitivity.CONFIDENTIAL if number in raised else None
+        entries.append(entry.model_copy(update={"name": f"c{number}", "sensitivity": level}))
     found = policy("a", "far")
     found = found.model_copy(update={"spec": found.spec.model_copy(update={"classes": tuple(entries)})})
     made = seen(found, tiers, spent=spent)
@@ -196,6 +198,7 @@ def test_the_limit_leaves_the_room_that_requests_of_other_classes_hold():
     assert limit([4.0, 12.0], True, False) == pytest.approx(alone / 4, abs=0.5)
     assert limit([4.0, 0.0], True, False) == alone, "who sends nothing holds nothing"
     assert limit([4.0, 4000.0], True, False) == 1
+    assert limit([4.0, 4.0], True, True, raised={1}) == pytest.approx(alone / 2, abs=0.5)
     # Where a budget saves nothing is passed on, and nothing counted.
     assert limit([4.0, 4.0], True, True, spent=downgrade("a", exempt="c0")) == pytest.approx(alone / 2, abs=0.5)
 
