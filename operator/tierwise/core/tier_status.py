@@ -218,7 +218,8 @@ def _kept(view: TierView) -> int | None:
 def _mix(view: TierView, users: list[ClassView], bursting: ClassView) -> list[tuple[float, float, float, bool]]:
     """Requests/s and tokens of a tier's classes while one has a burst, and whether they are relieved.
 
-    Gateways count relieved requests only. Where there is none, all count: it is what a replica holds.
+    Gateways count relieved requests only. Where there is none, all count: it is what a replica holds. The others go by
+    their level, as one window's noise moves no limit.
     """
     counted = [user for user in users if view.name in user.relieved] or users
     found = []
@@ -227,7 +228,7 @@ def _mix(view: TierView, users: list[ClassView], bursting: ClassView) -> list[tu
         if forecast is None:
             continue
         peaks = [sample.peak for sample in user.memory.history.samples[-LAST_PEAKS:]]
-        rate = max([forecast.now, *peaks]) if user is bursting else forecast.now
+        rate = max([forecast.level, *peaks]) if user is bursting else forecast.level
         share = user.weights.get(view.name, 0) / 100
         found.append((rate * share, *forecast.tokens_on(view.name), user in counted))
     return found
