@@ -7,7 +7,7 @@ import numpy as np
 
 from tierwise.economics.scenarios import Scenario
 from tierwise.sim.replica import Mix, capacity
-from tierwise.simulate.fluid import FluidTier
+from tierwise.simulate.fluid import FluidTier, work_seconds
 from tierwise.simulate.traces import BURST_SECONDS, Floats
 
 Pair = tuple[str, str]
@@ -77,9 +77,7 @@ def loads(scenario: Scenario) -> Loads:
             if tier.params is None:
                 money[pair] = 3600 * rate * (prompt * tier.price_in + output * tier.price_out) / 1e6
                 continue
-            p = tier.params
-            prefill = p.p1_ms * prompt / 1e3 + p.p2_ms * prompt**2 / 1e6
-            work = (prefill + output * (p.b_ms + p.g_ms * (prompt + output / 2) / 1e3)) / 1e3
+            work = work_seconds(tier.params, prompt, output)
             limit = limits[tier.name]
             if limit > 0:
                 mean[pair], burst[pair] = rate * work / limit, peak * work / limit

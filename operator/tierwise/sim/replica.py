@@ -15,8 +15,16 @@ iteration level lies between the two) and the queue in front of prefill, so it i
 
 import math
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
 
 from tierwise.errors import TierwiseError
+
+if TYPE_CHECKING:  # the engine, which runs once for each replica, needs no numpy
+    import numpy as np
+    from numpy.typing import NDArray
+
+FloatsT = TypeVar("FloatsT", float, "NDArray[np.float64]")
+"""One figure, or one of each request."""
 
 MAX_UTILISATION = 0.9
 """Above this the closed form is not used for planning: its queue term is missing."""
@@ -75,6 +83,10 @@ class ReplicaParams:
     def decode_ms(self, sequences: int, context_tokens: int) -> float:
         """One decode iteration of a batch whose contexts sum to `context_tokens`, ms."""
         return self.a_ms + self.b_ms * sequences + self.g_ms * context_tokens / 1e3
+
+    def prompt_ms(self, tokens: FloatsT) -> FloatsT:
+        """What one prompt adds to a prefill, ms; of each prompt, of an array."""
+        return self.p1_ms * tokens / 1e3 + self.p2_ms * tokens * tokens / 1e6
 
     def prefill_ms(self, *prompt_tokens: int) -> float:
         """One prefill iteration of several prompts, ms: attention is quadratic within each, the rest linear."""
@@ -170,7 +182,7 @@ def time_to_first_token_seconds(
         prompt_tokens: of this request; pass the class's 95th percentile for a 95th percentile.
         backlog_seconds: work that waits in front of it, in seconds of one replica.
     """
-    prefill = params.p0_ms + params.p1_ms * prompt_tokens / 1e3 + params.p2_ms * prompt_tokens**2 / 1e6
+    prefill = params.p0_ms + params.prompt_ms(prompt_tokens)
     return prefill / 1e3 / (1 - rho) + inter_token_seconds(params, rho) + backlog_seconds
 
 
@@ -211,9 +223,7 @@ def capacity(params: ReplicaParams, mix: Mix, objective: Objective, ttft_prompt_
     limits = {"utilisation": MAX_UTILISATION}
     if objective.inter_token_seconds is not None:
         limits["inter_token"] = 1 - base / objective.inter_token_seconds
-    prefill = (
-        params.p0_ms + params.p1_ms * ttft_prompt_tokens / 1e3 + params.p2_ms * ttft_prompt_tokens**2 / 1e6
-    ) / 1e3
+    prefill = (params.p0_ms + params.prompt_ms(ttft_prompt_tokens)) / 1e3
     if objective.ttft_seconds is not None:
         limits["ttft"] = 1 - (prefill + base) / objective.ttft_seconds
     if objective.latency_seconds is not None:

@@ -258,8 +258,7 @@ class Events:
 
     def _lengths(self, place: int, tier: FluidTier, params: ReplicaParams, part: Requests) -> Floats:
         """How long requests take, in tokens of a stream: a prefill is as much slower on a busy replica as a token."""
-        p = part.prompt
-        prefill = params.p0_ms + params.p1_ms * p / 1e3 + params.p2_ms * p * p / 1e6
+        prefill = params.p0_ms + params.prompt_ms(part.prompt)
         return np.asarray(prefill / params.a_ms + self._output(self.classes[place], tier.name, part))
 
     def _up(self, tier: str, ready: Mapping[str, Floats], second: Ints) -> NDArray[np.bool_]:

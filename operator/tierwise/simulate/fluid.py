@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tierwise.sim.replica import Objective, ReplicaParams
+from tierwise.sim.replica import FloatsT, Objective, ReplicaParams
 from tierwise.simulate.traces import BURST_SECONDS
 
 SATURATED = 0.98
@@ -207,15 +207,15 @@ def _busiest(requests: float, peak: float, seconds: float) -> float:
     return max(peak, (requests - peak) * BURST_SECONDS / rest) if rest > 0 else peak
 
 
-def work_seconds(params: ReplicaParams, prompt: float, output: float) -> float:
-    """Replica-seconds of one request: its prefill, and its part of the decode iterations."""
-    prefill = params.p1_ms * prompt / 1e3 + params.p2_ms * prompt * prompt / 1e6
-    return (prefill + output * (params.b_ms + params.g_ms * (prompt + output / 2) / 1e3)) / 1e3
+def work_seconds(params: ReplicaParams, prompt: FloatsT, output: FloatsT) -> FloatsT:
+    """Replica-seconds of one request: its prefill, and its part of the decode iterations; of each, of arrays."""
+    decode = output * (params.b_ms + params.g_ms * (prompt + output / 2) / 1e3)
+    return (params.prompt_ms(prompt) + decode) / 1e3
 
 
 def prefill_seconds(params: ReplicaParams, prompt: float) -> float:
     """One prompt on an idle replica."""
-    return (params.p0_ms + params.p1_ms * prompt / 1e3 + params.p2_ms * prompt * prompt / 1e6) / 1e3
+    return (params.p0_ms + params.prompt_ms(prompt)) / 1e3
 
 
 @dataclass(slots=True)

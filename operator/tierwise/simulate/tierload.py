@@ -144,8 +144,8 @@ class TierLoad:
         slots = replicas.size
         ready = np.maximum(replicas, 1.0 if self._open or arrivals.count else 0.0)
         place = np.minimum(((arrivals.t - self.now) / SLOT_SECONDS).astype(np.int64), slots - 1)
-        prefill = self._prefill_seconds(arrivals.prompt)
-        own = prefill - self.params.p0_ms / 1e3
+        own = self.params.prompt_ms(arrivals.prompt) / 1e3
+        prefill = self.params.p0_ms / 1e3 + own
         decode = (
             arrivals.output
             * (self.params.b_ms + self.params.g_ms * (arrivals.prompt + arrivals.output / 2.0) / 1e3)
@@ -192,10 +192,6 @@ class TierLoad:
             kv_tokens=float(inside.mean()) * context,
         )
         return self._finish(arrivals, ttft, gaps, slots), view
-
-    def _prefill_seconds(self, prompt: Floats) -> Floats:
-        p = self.params
-        return np.asarray((p.p0_ms + p.p1_ms * prompt / 1e3 + p.p2_ms * prompt * prompt / 1e6) / 1e3)
 
     def _lasts(self, arrivals: Arrivals, gaps: Floats) -> Floats:
         """How long each request decodes, at the speeds of these slots, and at their mean speed after them."""
