@@ -17,8 +17,8 @@ from tierwise.simulate.traces import BURST_SECONDS
 SATURATED = 0.98
 """Utilisation above which work waits."""
 
-LOSS_BISECTIONS = 16
-"""What is turned away makes the rest faster, so that more fits: so many halvings find the share to 2e-5."""
+LOSS_BISECTIONS = 20
+"""What is turned away makes the rest faster, so that more fits: so many halvings find the share to 1e-6."""
 
 LEAST_CHANCE = 1e-9
 
