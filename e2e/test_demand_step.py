@@ -7,6 +7,7 @@ the test fails when nothing overflows.
 
 import asyncio
 import collections
+import contextlib
 import json
 import os
 import random
@@ -200,6 +201,24 @@ class Step:
                 watch()
             time.sleep(min(1.0, max(0.0, end - time.monotonic())))
 
+    def settled(self, *, seconds: float) -> None:
+        """Wait until nothing moves any more."""
+        support.until(
+            lambda: len({json.dumps(self.moving()) for _ in range(3) if not time.sleep(1.5)}) == 1,
+            seconds=seconds,
+            what="the loop has settled",
+        )
+
+    @contextlib.contextmanager
+    def without_metrics(self) -> Iterator[None]:
+        """Prometheus is gone meanwhile."""
+        scale = ("scale", "deployment/prometheus", "-n", "monitoring")
+        self.cluster.kubectl(*scale, "--replicas=0")
+        try:
+            yield
+        finally:
+            self.cluster.kubectl(*scale, "--replicas=1")
+
     def writes(self, position: int) -> collections.Counter[str]:
         """Writes of the operator to what moves, since a position in the API server's audit log."""
         found: collections.Counter[str] = collections.Counter()
@@ -353,32 +372,24 @@ def test_plan_against_the_cluster_sees_what_would_change(step: Step, tmp_path: P
 
 
 def test_with_stale_metrics_nothing_moves_and_the_condition_says_so(step: Step) -> None:
-    support.until(
-        lambda: len({json.dumps(step.moving()) for _ in range(3) if not time.sleep(1.5)}) == 1,
-        seconds=60,
-        what="the loop has settled after the step",
-    )
-    scale = ("scale", "deployment/prometheus", "-n", "monitoring")
-    step.cluster.kubectl(*scale, "--replicas=0")
-    step.wait(8)  # a last answer may be on its way
-    before, position = step.moving(), step.cluster.audit_log.stat().st_size
-    gone = step.load.now()
+    step.settled(seconds=60)
     told: list[float] = []
     moved: list[dict[str, Any]] = []
+    with step.without_metrics():
+        step.wait(8)  # a last answer may be on its way
+        before, position = step.moving(), step.cluster.audit_log.stat().st_size
+        gone = step.load.now()
 
-    def watch() -> None:
-        now = step.moving()
-        if now != before:
-            moved.append(now)
-        if not told and step.condition("MetricsStale") == "True":
-            told.append(step.load.now())
-            step.load.rate = OVERLOAD * step.ready()
+        def watch() -> None:
+            now = step.moving()
+            if now != before:
+                moved.append(now)
+            if not told and step.condition("MetricsStale") == "True":
+                told.append(step.load.now())
+                step.load.rate = OVERLOAD * step.ready()
 
-    try:
         step.wait(STALE_SECONDS, watch)
         writes = step.writes(position)
-    finally:
-        step.cluster.kubectl(*scale, "--replicas=1")
     assert told, "the condition says so"
     back = step.load.now()
     print(
@@ -410,14 +421,8 @@ def test_a_saturated_tier_gives_way_at_once_while_nobody_decides(step: Step) -> 
 
     step.load.rate = STEP
     support.until(concurrent, seconds=BACK_SECONDS, what="requests in flight of a replica are measured")
-    support.until(
-        lambda: len({json.dumps(step.moving()) for _ in range(3) if not time.sleep(1.5)}) == 1,
-        seconds=90,
-        what="the loop has settled",
-    )
-    scale = ("scale", "deployment/prometheus", "-n", "monitoring")
-    step.cluster.kubectl(*scale, "--replicas=0")
-    try:
+    step.settled(seconds=90)
+    with step.without_metrics():
         support.until(lambda: step.condition("MetricsStale") == "True", seconds=60, what="nobody decides any more")
         before, ready = step.moving(), step.ready()
         began = step.load.now()
@@ -426,8 +431,6 @@ def test_a_saturated_tier_gives_way_at_once_while_nobody_decides(step: Step) -> 
         after, end = step.moving(), step.load.now()
         step.load.rate = BASE
         step.wait(12)  # the last requests end
-    finally:
-        step.cluster.kubectl(*scale, "--replicas=1")
     records = step.load.between(began, end)
     away = sum(record.tier == "provider" for record in records)
     held, failed = attainment(records), sum(not record.served for record in records)
