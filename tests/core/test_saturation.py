@@ -126,8 +126,8 @@ def test_what_a_budget_downgrades_goes_to_its_tiers_first_and_is_relieved_while_
     assert dict(seen(found, tiers, spent=lasts).classes[0].relieved) == {"a": "c"}
     floor = policy("a", "b", "c", quality={"minScore": "0.6"})
     scored = [inside("a", "0.7"), outside("b", "0.9"), outside("c", "0.5")]
-    assert reached(floor, scored, spent=lasts) == "ab"
-    assert reached(floor, scored, spent=spent) == "ac"
+    # Whether money lasts may change while nobody counts what is spent.
+    assert reached(floor, scored, spent=lasts) == reached(floor, scored, spent=spent) == "abc"
 
 
 def test_a_session_or_a_picker_is_not_relieved():

@@ -11,8 +11,10 @@ from tierwise import planner
 from tierwise.api.model_tier import ModelTier
 from tierwise.api.namespace_budget import NamespaceBudget
 from tierwise.api.routing_policy import RoutingPolicy
-from tierwise.core import afford, ceiling, decide, situation, state
+from tierwise.core import afford, ceiling, decide, enforcement, situation, state
 from tierwise.core.hold import Hold
+from tierwise.core.ledger import Ledger
+from tierwise.core.memory import LoopMemory
 from tierwise.core.outlook import Outlook, outlook
 from tierwise.core.situation import Situation
 from tierwise.core.world import Key
@@ -124,7 +126,41 @@ def test_a_throttle_is_not_lifted_because_what_it_lets_through_is_little() -> No
     told = lab.run(5400)
     begun = told.index("Throttle")
     assert set(told[begun:]) <= {"Throttle", "Deny"}
+    assert float(lab.told["requestsPerSecond"]) > 1
     assert lab.spent <= 4.5
+
+
+def test_requests_that_cost_nothing_are_not_throttled() -> None:
+    """Nobody's replicas bound a provider that is free; a rate of nothing would deny."""
+    server = made(RATE_PER_HOUR / 6, [{"atPercent": 50, "action": "Throttle"}])
+    assert rounds(server, 60)["action"] == "Throttle"
+    server.put(external("free", prices=("0", "0")))
+    server.change("RoutingPolicy", "chat", classes=[route("all", ["free"])])
+    told = rounds(server, 30)
+    assert (told["action"], told.get("requestsPerSecond")) == ("Downgrade", None)
+
+
+def test_what_exempt_classes_take_of_the_least_replicas_is_not_given_away() -> None:
+    view = bursting()
+    one, decision = view.classes[0], decide.decide(view)
+    alone = enforcement._free(view, [one], [], decision)
+    assert alone is not None
+    assert one.demand is not None
+    exempt = replace(one, demand=replace(one.demand, ahead=0.75 * alone))
+    assert enforcement._free(view, [one], [exempt], decision) == pytest.approx(0.25 * alone)
+    busy = replace(one, demand=replace(one.demand, ahead=3 * alone))
+    assert enforcement._free(view, [one], [busy], decision) == 0
+    unknown = replace(view, tiers={"own": replace(view.tiers["own"], capacity=None)})
+    assert enforcement._free(unknown, [one], [], decision) is None
+
+
+def test_an_operator_that_restarts_does_not_relieve_before_it_knows_that_money_lasts() -> None:
+    server = made(RATE_PER_HOUR / 6)
+    assert not rounds(server, 40).get("relief", False)
+    server.store.forget_usage()
+    server.store.ledger, server.store.memory = Ledger(), LoopMemory()
+    for _ in range(4):
+        assert not rounds(server, 1).get("relief", False)
 
 
 def bursting() -> Situation:
@@ -146,6 +182,14 @@ def bursting() -> Situation:
     for _ in range(90):
         runner.step({"all": fluid.Demand(3600, 1000, 100, 1800)})
     return situation.view(loop.world(engine.now, runner.newest, engine.state), loop.memory, "legal", loop.settings)
+
+
+def test_headroom_of_a_class_that_is_exempt_stays() -> None:
+    view = bursting()
+    plain, tight = decide.decide(view), decide.decide(replace(view, hold=Hold(share=0.7)))
+    assert plain.solution is not None
+    assert tight.solution is not None
+    assert tight.solution.replicas == plain.solution.replicas
 
 
 def test_headroom_for_bursts_gives_way_where_floors_can_not() -> None:

@@ -36,7 +36,7 @@ class TierCapacity(StatusModel):
     concurrent_requests: Annotated[Int | None, Field(ge=1)] = None
     """Requests in flight of one replica at 88% of that load, told from its learnt speed and the mix of
     requests. Gateways give an in-cluster tier no more for each ready replica, of the classes whose fallback lists
-    Saturated; absent where none does."""
+    Saturated; absent where none has yet."""
     provenance: Provenance
     """Measured, Estimated or Declared."""
 

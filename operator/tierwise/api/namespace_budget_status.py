@@ -72,8 +72,8 @@ class Enforcement(StatusModel):
     """Tiers that requests go to first, from Downgrade on. A class none of whose cleared tiers is among them keeps its
     own."""
     relief: bool = False
-    """With Downgrade: whether a saturated tier passes requests on to tiers that are not among these, too. Only while
-    the money lasts for all that the loop would spend."""
+    """Whether a saturated tier passes requests on, to tiers that are not among these too. Only below a throttle, and
+    while the money lasts for all that the loop would spend."""
     requests_per_second: Figure | None = None
     """With Throttle: requests per second of all classes together that are not exempt, over all gateways."""
     tokens_per_second: Figure | None = None

@@ -101,9 +101,15 @@ def _stated(situation: Situation) -> tuple[Problem, float | None, Solution | Non
         return stated, without, free
     # Where floors give way too little, what is there for bursts does: rather some slow requests than many refused.
     part = target / free.cost_per_hour
-    less = state.state(situation, factors={name: max(1.0, part * value) for name, value in factors.items()})
-    stated = replace(less, cost_target_per_hour=target)
+    less = {name: max(1.0, part * value) if _gives(situation, free, name) else value for name, value in factors.items()}
+    stated = replace(state.state(situation, factors=less), cost_target_per_hour=target)
     return stated, without, afford.solve(stated)
+
+
+def _gives(situation: Situation, found: Solution, tier: str) -> bool:
+    """Whether headroom of a tier may give way: a class that no budget touches keeps it."""
+    users = (view.key for view in situation.users(tier) if found.shares.get(view.key, {}).get(tier, 0.0) > 0)
+    return all(key in situation.hold.below_floor for key in users)
 
 
 def _within(situation: Situation, stated: Problem) -> tuple[Problem, float | None]:

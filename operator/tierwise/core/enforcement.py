@@ -57,6 +57,11 @@ class Standing:
         return not any((one.policy, one.class_name) == key[1:] for one in self.budget.spec.exempt)
 
     @property
+    def acts(self) -> bool:
+        """Whether a rung is reached that does anything to requests."""
+        return any(step.action >= LadderAction.DOWNGRADE for step in self.steps)
+
+    @property
     def relieves(self) -> bool:
         """Whether a saturated tier passes requests on. Not while money is short, nor for a while afterwards."""
         short = self.memory.short
@@ -115,12 +120,16 @@ def recalled(budget: NamespaceBudget, account: Account, seen: Outlook) -> Ladder
     """What a ladder remembers that this process has not climbed: after a restart, or of a new budget.
 
     A rung may have been reached by what was in flight then. How much that was nobody wrote down, but it was enough for
-    the rung: so much is taken, as long as the spec is the one that the rung was reached under.
+    the rung: so much is taken, as long as the spec is the one that the rung was reached under. Requests that waited
+    while tiers were saturated go on waiting for a while.
     """
+    told = budget.status.enforcement
+    waited = told is not None and told.resets_at == account.end and not told.relief
+    memory = LadderMemory(short=account.updated if waited else None)
     if account.rung is None or budget.status.observed_generation != budget.metadata.generation:
-        return LadderMemory()
+        return memory
     enough = account.rung * (seen.ceiling - seen.committed) / 100 - seen.spent
-    return LadderMemory(allowance=max(Decimal(0), enough))
+    return replace(memory, allowance=max(Decimal(0), enough))
 
 
 def held(situation: Situation, standings: Iterable[Standing]) -> Hold:
@@ -136,7 +145,7 @@ def held(situation: Situation, standings: Iterable[Standing]) -> Hold:
     return Hold(
         denied=denied,
         downgraded=touched(one for one in budgets if one.does(LadderAction.DOWNGRADE)),
-        waiting=touched(one for one in budgets if one.does(LadderAction.DOWNGRADE) and not one.relieves),
+        waiting=touched(one for one in budgets if one.acts and not one.relieves),
         below_floor=touched(below),
         least=_least(situation, budgets, denied),
         most=_most(situation, budgets, denied),
@@ -265,10 +274,12 @@ def _rate(situation: Situation, one: Standing, decision: Decision, before: Enfor
     each = _mean_cost(situation, one, touched, decision)
     if each > 0:
         wanted = ladder.rate(max(Decimal(0), money), cost.decimal(each))
-    elif before is not None and before.requests_per_second is not None and touched:
-        wanted = ladder.rounded_down(cost.decimal(_carried(situation, touched, decision)))
     else:
-        return None
+        free = _free(situation, touched, exempt, decision)
+        if before is None or before.requests_per_second is None or free is None:
+            return None
+        # Nothing is left free: what there is no money for does not get in, and a rate of nothing would deny.
+        wanted = ladder.rounded_down(cost.decimal(free)) or before.requests_per_second
     age = (situation.now - one.memory.rated).total_seconds() if one.memory.rated is not None else None
     known = [view.demand.now for view in touched if view.demand is not None and view.missing is None]
     return ladder.paced(
@@ -297,8 +308,11 @@ def _mean_cost(situation: Situation, one: Standing, views: list[ClassView], deci
     return sum(weight * each for weight, each in costs) / total
 
 
-def _carried(situation: Situation, views: list[ClassView], decision: Decision) -> float:
-    """Requests/s of these classes that the least replicas carry, at their mixes."""
+def _free(situation: Situation, views: list[ClassView], exempt: list[ClassView], decision: Decision) -> float | None:
+    """Requests/s of classes, at their mixes, that the least replicas carry beside what exempt classes take.
+
+    None where no tier of one's own bounds them, or nothing is known of one.
+    """
     total = sum(map(_rate_of, views))
     shares: dict[str, float] = {}
     for view in views:
@@ -308,11 +322,15 @@ def _carried(situation: Situation, views: list[ClassView], decision: Decision) -
     found = []
     for name, share in shares.items():
         tier = situation.tiers.get(name)
-        if tier is None or tier.capacity is None or share < _TRACE:
+        if tier is None or tier.external or share < _TRACE:
             continue
+        if tier.capacity is None:
+            return None
         low, _ = scaling.limits(situation, tier)
-        found.append(low * tier_status.safe_rate(situation, tier, tier.capacity) / share)
-    return min(found, default=0.0)
+        taken = sum(_rate_of(view) * _mix(view, decision).get(name, 0.0) for view in exempt)
+        safe = tier_status.safe_rate(situation, tier, tier.capacity)
+        found.append(max(0.0, low * safe - taken) / share)
+    return min(found, default=None)
 
 
 def _rate_of(view: ClassView) -> float:

@@ -18,7 +18,8 @@ ANSWER_SECONDS = 30.0
 MOST_ANSWER_SECONDS = 300.0
 STOP_SECONDS = 60.0
 """A replica that is given up runs on until it has ended."""
-STOP_SECONDS_IN_ALL = ROUND_SECONDS + STOP_SECONDS
+GIVEN_UP_SECONDS = ROUND_SECONDS + STOP_SECONDS
+"""From a reading to the end of a replica that is given up for it."""
 SCRAPE_SECONDS = 15.0
 """Age of counters that were never read."""
 MOST_PERCENT = Decimal(999)
@@ -114,7 +115,7 @@ def _in_flight(situation: Situation, view: TierView, lag_seconds: float, left_se
     inside = view.tier.spec.in_cluster
     if inside is not None:
         above = max(0, view.existing - inside.replicas.min)
-        return above * (view.price_per_hour or Decimal(0)) * _hours(min(STOP_SECONDS_IN_ALL, left_seconds))
+        return above * (view.price_per_hour or Decimal(0)) * _hours(min(GIVEN_UP_SECONDS, left_seconds))
     per_hour = tier_status.tier_cost(situation, view).per_hour
     if per_hour is None:
         per_hour = _planned(situation, view)

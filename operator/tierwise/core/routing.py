@@ -249,8 +249,8 @@ def plan_attempts(
         routing_class: one of its classes.
         tiers: of the namespace, by name.
         sensitivity: of the request.
-        preferred: tiers to which a budget downgrades; the class's others answer only when these fail. Where none of
-            them is cleared it changes nothing: a ceiling never sends a request where it must not go.
+        preferred: tiers to which a budget downgrades; the class's others answer only when these fail or give way.
+            Where none of them is cleared it changes nothing: a ceiling never sends a request where it must not go.
         relieved: whether a saturated tier passes requests on: where a budget saves, a burst is no reason to spend.
     """
     allowed = {name: tiers[name] for name in cleared_tiers(routing_class, tiers, sensitivity)}

@@ -167,14 +167,20 @@ class Situation:
         return tuple(view for view in self.classes if tier in view.allowed)
 
     def reaching(self, tier: str) -> tuple[ClassView, ...]:
-        """The classes of which a request can get to a tier: by weight, or since others are saturated or fail."""
+        """The classes of which a request can get to a tier: by weight, or since others are saturated or fail.
+
+        Where a budget downgrades, with relief and without: that may change while nobody counts.
+        """
         return tuple(view for view in self.users(tier) if tier in view.weights or tier in self._reached(view))
 
     def _reached(self, view: ClassView) -> frozenset[str]:
         tiers = {name: self.tiers[name].tier for name in view.allowed}
         least = sensitivity.effective(view.policy, view.spec)
-        held = view.held
-        return routing.reached(view.policy, view.spec, tiers, least, held.tiers, relieved=held.relief)
+        found = (
+            routing.reached(view.policy, view.spec, tiers, least, view.held.tiers, relieved=relieved)
+            for relieved in ({True, False} if view.held.tiers is not None else {view.held.relief})
+        )
+        return frozenset().union(*found)
 
 
 def rules_of(policy: RoutingPolicy) -> Rules:
@@ -305,7 +311,7 @@ def _class_view(
     scores = promise.scores_of(spec.task, objects)
     promised = promise.floor_of(policy, spec, scores)
     decided = ceiling.of_class(budgets, key.name, spec.name)
-    held = _credit(promised, spec, entry)
+    earned = _credit(promised, spec, entry)
     return ClassView(
         key=class_key,
         policy=policy,
@@ -327,9 +333,9 @@ def _class_view(
         and since is not None
         and (world.now - since).total_seconds() > settings.max_age_seconds,
         scores=scores,
-        floor=_now(promised, held, entry, rules),
+        floor=_now(promised, earned, entry, rules),
         promised=promised,
-        credit=held,
+        credit=earned,
         objective=learning.objective_of(spec),
         memory=entry,
         relieved=routing.relieved_by(policy, spec, objects, allowed, decided.tiers) if decided.relief else {},
