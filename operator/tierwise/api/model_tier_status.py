@@ -34,7 +34,7 @@ class TierCapacity(StatusModel):
     saturation_requests_per_second: Figure | None = None
     """Requests per second at which one replica is saturated, as learnt: where learning goes on after a restart."""
     concurrent_requests: Annotated[Int | None, Field(ge=1)] = None
-    """Requests in flight of one replica at 88% of that load, told from its learnt speed and the mix of
+    """Requests in flight of one replica at nine tenths of that load, told from its learnt speed and the mix of
     requests. Gateways give an in-cluster tier no more for each ready replica, of the classes whose fallback lists
     Saturated; absent where none has yet."""
     provenance: Provenance

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from tierwise.core.capacity import PROMPT_WEIGHT, Capacity, work_units
 
-GUARDED = 0.88
+GUARDED = 0.9
 """Share of the safe utilisation at which gateways give a replica no more requests, where a class may be relieved: what
 is known of it is known to a few percent, and beyond all of its requests are slow."""
 

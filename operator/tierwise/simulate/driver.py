@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 from tierwise.api.in_cluster import InCluster
 from tierwise.api.model_tier import ModelTier
+from tierwise.api.model_tier_status import TierReplicas
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.api.routing_policy_status import ClassStatus, RoutingPolicyStatus, TierWeight
 from tierwise.core import decide, engines, learning, routing, situation, tier_status
@@ -191,9 +192,14 @@ class PlannerLoop:
         """What the operator would write into the tiers' statuses, as far as gateways go by it."""
         for name in self._guarded:
             key = Key(self.namespace, name)
-            shown = tier_status.shown_capacity(view, decision, name)
-            if shown != self.tiers[key].status.capacity:
-                status = self.tiers[key].status.model_copy(update={"capacity": shown})
+            status = self.tiers[key].status
+            # When figures are shown anew depends on the number of replicas that was shown.
+            now = {
+                "capacity": tier_status.shown_capacity(view, decision, name),
+                "replicas": TierReplicas(current=view.tiers[name].existing),
+            }
+            if now != {"capacity": status.capacity, "replicas": status.replicas}:
+                status = status.model_copy(update=now)
                 self.tiers[key] = self.tiers[key].model_copy(update={"status": status})
 
     def _concurrency(self) -> dict[str, int]:
