@@ -9,12 +9,11 @@ from tierwise.demo.summary import PROMISED, ArmOutcome, Outcome, saving
 from tierwise.demo.terms import Terms
 from tierwise.demo.timeline import WINDOW_SECONDS, Point
 from tierwise.simulate.charts import Chart, Series
-from tierwise.simulate.page import Decision, Figure, Report, Section, Table
+from tierwise.simulate.page import NONE, Decision, Figure, Report, Section, Table, kept
 
 ATTAINED_SECONDS = 30.0
 """Share within the objective over so long: some seconds hold too few requests."""
 CLASS_COLOUR = 4
-NONE = "\u2013"
 
 
 def report(
@@ -70,10 +69,6 @@ def report(
     )
 
 
-def _percent(value: float | None) -> str:
-    return NONE if value is None else f"{100 * value:.1f} %"
-
-
 def _headline(outcome: Outcome, terms: Terms) -> list[Figure]:
     arms = list(outcome.arms.values())
     out = [
@@ -82,7 +77,7 @@ def _headline(outcome: Outcome, terms: Terms) -> list[Figure]:
     factor = saving(arms[0].bill, arms[1].bill) if len(arms) > 1 else None
     if factor is not None:
         out.append(Figure("Saving factor", f"{factor:.2f}\u00d7", "against all-large with an HPA, measured"))
-    out += [Figure(f"Within objective, {arm.name}", _percent(arm.attainment), "measured") for arm in arms]
+    out += [Figure(f"Within objective, {arm.name}", kept(arm.attainment), "measured") for arm in arms]
     out.append(Figure("Requests", f"{arms[0].requests:,}", f"to each set-up; {arms[0].failed} failed in auto"))
     return out
 
@@ -240,7 +235,7 @@ def _classes(outcome: Outcome) -> Table:
         (
             f"{arm.name}, {each.name}",
             f"{each.requests:,}",
-            _percent(each.attainment),
+            kept(each.attainment),
             NONE if each.ttft_p95_seconds is None else f"{1000 * each.ttft_p95_seconds:.0f} ms",
             NONE if each.inter_token_p95_seconds is None else f"{1000 * each.inter_token_p95_seconds:.0f} ms",
             NONE if each.score is None else f"{each.score:.3f}",
@@ -262,8 +257,8 @@ def _ways(outcome: Outcome, terms: Terms) -> Table:
             row.name,
             f"{row.cost_per_hour:.2f}",
             f"{row.cost / base:.2f}" if base else NONE,
-            _percent(row.attainment),
-            _percent(row.worst),
+            kept(row.attainment),
+            kept(row.worst),
             "simulated",
         )
         for row in outcome.simulated
@@ -275,7 +270,7 @@ def _ways(outcome: Outcome, terms: Terms) -> Table:
 def _way(arm: ArmOutcome, first: ArmOutcome) -> tuple[str, ...]:
     times = f"{arm.bill.cost / first.bill.cost:.2f}" if first.bill.cost else NONE
     hourly = f"{arm.bill.cost_per_hour:.2f}"
-    return arm.name, hourly, times, _percent(arm.attainment), _percent(arm.worst), "measured"
+    return arm.name, hourly, times, kept(arm.attainment), kept(arm.worst), "measured"
 
 
 def _checks(outcome: Outcome) -> Table:

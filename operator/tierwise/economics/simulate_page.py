@@ -6,7 +6,7 @@ from typing import Any
 from tierwise.economics import figures
 from tierwise.economics.simulation import Run
 from tierwise.simulate.charts import Chart, Series
-from tierwise.simulate.page import Figure, Report, Section, Table
+from tierwise.simulate.page import NONE, Figure, Report, Section, Table, kept
 
 SMOOTH_SECONDS, SMOOTH_PARTS = 60.0, 300
 """Rates, cost and attainment are shown as means of so long, or of so many parts of a long run: a round of some seconds
@@ -50,10 +50,6 @@ def report(run: Run, found: Mapping[str, Any]) -> Report:
     )
 
 
-def _percent(value: float | None) -> str:
-    return "\u2013" if value is None else f"{100 * value:.1f} %"
-
-
 def _headline(found: Mapping[str, Any], money: str) -> list[Figure]:
     long = f"{found['hours']:.4g} h" if found["hours"] >= 2 else f"{60 * found['hours']:.3g} min"
     total = f"{float(found['cost']['total']):,.2f} {money} in {long}"
@@ -69,7 +65,7 @@ def _headline(found: Mapping[str, Any], money: str) -> list[Figure]:
         if found["savingFactor"].get(name)
     ]
     met = found["attainment"]
-    out.append(Figure("Within objective", _percent(met["overall"]), f"worst class {_percent(met['worst'])}"))
+    out.append(Figure("Within objective", kept(met["overall"]), f"worst class {kept(met['worst'])}"))
     loss = found["quality"]["lossPercent"]
     if loss is not None:
         worst = found["quality"]["worstLossPercent"]
@@ -171,8 +167,8 @@ def _tiers(run: Run, found: Mapping[str, Any], money: str) -> Table:
             (
                 tier.name,
                 f"{requests:,.0f}",
-                f"{hours:,.2f}" if inside else "\u2013",
-                f"{min(counts, default=0)} to {max(counts, default=0)}" if inside else "\u2013",
+                f"{hours:,.2f}" if inside else NONE,
+                f"{min(counts, default=0)} to {max(counts, default=0)}" if inside else NONE,
                 f"{float(found['cost']['tiers'][tier.name]):,.2f}",
             )
         )
@@ -189,9 +185,9 @@ def _classes(run: Run, found: Mapping[str, Any]) -> Table:
             (
                 name,
                 f"{found['requests']['classes'][name]:,}",
-                _percent(found["attainment"]["classes"].get(name)),
+                kept(found["attainment"]["classes"].get(name)),
                 *(_score(quality.get(key)) for key in ("expected", "floor", "allLarge")),
-                "\u2013" if "lossPercent" not in quality else f"{quality['lossPercent']:.2f} %",
+                NONE if "lossPercent" not in quality else f"{quality['lossPercent']:.2f} %",
             )
         )
     columns = ("class", "requests", "within objective", "score", "floor", "all-large", "loss")
@@ -199,12 +195,12 @@ def _classes(run: Run, found: Mapping[str, Any]) -> Table:
 
 
 def _score(value: float | None) -> str:
-    return "\u2013" if value is None else f"{value:.3f}"
+    return NONE if value is None else f"{value:.3f}"
 
 
 def _ways(found: Mapping[str, Any], money: str) -> Table:
     mean = float(found["cost"]["perHour"])
-    rows = [("as simulated", f"{mean:,.2f}", "1.00", _percent(found["attainment"]["overall"]))]
+    rows = [("as simulated", f"{mean:,.2f}", "1.00", kept(found["attainment"]["overall"]))]
     words = {
         "perToken": "all-large, per token",
         "fixedForPeak": "all-large, replicas for its peak",
@@ -224,7 +220,7 @@ def _ways(found: Mapping[str, Any], money: str) -> Table:
 
 
 def _way(text: str, hourly: float, mean: float, attained: float | None) -> tuple[str, str, str, str]:
-    return text, f"{hourly:,.2f}", f"{hourly / mean:.2f}" if mean > 0 else "\u2013", _percent(attained)
+    return text, f"{hourly:,.2f}", f"{hourly / mean:.2f}" if mean > 0 else NONE, kept(attained)
 
 
 def _budgets(run: Run, times: Sequence[float], money: str) -> Section:

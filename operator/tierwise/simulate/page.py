@@ -4,6 +4,7 @@ It is well-formed XML too, so that tests can read it. The script only shows valu
 page says the same in its tables.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -13,6 +14,18 @@ from tierwise.simulate.charts import Chart
 from tierwise.simulate.style import SCRIPT, STYLE
 
 MOST_DECISIONS = 300
+
+NONE = "\u2013"
+"""Where there is no figure."""
+
+
+def kept(share: float | None) -> str:
+    """Requests within the objective, a share of 1, in percent; never all of them where some were not."""
+    if share is None:
+        return NONE
+    percent = 100 * share
+    some_were_not = 99.9 <= percent < 100 - 1e-6  # sums of floats are not exact
+    return f"{math.floor(100 * percent) / 100:.2f} %" if some_were_not else f"{percent:.1f} %"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +165,9 @@ def _decisions(report: Report) -> str:
     )
     more = len(report.decisions) - len(shown)
     rest = f'<p class="note">{more} later ones are in the JSON output only.</p>' if more else ""
+    count = len(report.decisions)
     return (
-        f"<section><h2>Decisions</h2><p>{len(report.decisions)} moves, each with the planner's own words.</p>"
+        f"<section><h2>Decisions</h2><p>{count} {'move' if count == 1 else 'moves'}, in the planner's own words.</p>"
         f'<div class="wide tall"><table class="prose"><thead><tr><th scope="col">{charts.axis_words(report.span)}</th>'
         f'<th scope="col">what</th><th scope="col">why</th></tr></thead><tbody>{rows}</tbody></table></div>{rest}'
         "</section>"
