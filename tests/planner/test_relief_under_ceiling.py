@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from api_server import Demand, Server, budget, external, in_cluster, policy, route
@@ -93,8 +94,8 @@ def test_of_several_budgets_the_strictest_says(first: bool, second: bool, reliev
 def test_nothing_is_in_flight_beyond_the_end_of_the_period(monkeypatch: pytest.MonkeyPatch) -> None:
     server, seen = made(500.0), {}
 
-    def noted(*given: object) -> Outlook:
-        found = outlook(*given)  # type: ignore[arg-type]
+    def noted(*given: Any) -> Outlook:
+        found = outlook(*given)
         seen[float(found.hours_left) * 3600] = found.in_flight
         return found
 
