@@ -1,6 +1,7 @@
 """Durations, money, quantities, sensitivity, immutable maps: read, compared, written back."""
 
 from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
@@ -26,7 +27,7 @@ UNITS = {"ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 def test_a_duration_is_the_sum_of_its_parts(parts):
     read = Duration.parse("".join(f"{number}{unit}" for number, unit in parts))
     assert read.nanoseconds == sum(number * UNITS[unit] for number, unit in parts)
-    assert read.seconds == read.nanoseconds / 1e9
+    assert read.seconds == float(Fraction(read.nanoseconds, 10**9))  # rounded once, however long it is
 
 
 @given(st.integers(1, 10**15))
