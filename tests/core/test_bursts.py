@@ -63,6 +63,14 @@ def test_one_burst_within_the_hour_is_no_reason_while_it_is_less_than_one_reques
     assert planned([stream([100.0] * 60, peaks)]) == pytest.approx(3.0)
 
 
+def test_capacity_that_is_cheap_for_what_it_keeps_is_there_for_a_single_burst():
+    peaks = [100.0] * 60
+    peaks[30] = 300.0
+    worth_it = stream([100.0] * 60, peaks, value=100.0)
+    assert planned([worth_it], price=1.0) == pytest.approx(3.0)
+    assert planned([worth_it], price=100.0) < 1.3
+
+
 def test_bursts_that_do_not_coincide_are_not_added_up():
     first = stream([100.0] * 60, [300.0 if number % 2 else 100.0 for number in range(60)])
     second = stream([100.0] * 60, [100.0 if number % 2 else 300.0 for number in range(60)])

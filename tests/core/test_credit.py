@@ -21,6 +21,8 @@ FLOOR = 0.85
 
 SPAN = (0.7, 0.9)
 SWING = credit.swing(FLOOR, *SPAN)
+AIM = 10 * 3600 * credit.TARGET_HOURS * SWING
+"""Of 10 requests/s."""
 
 
 def held_with(**fields):
@@ -60,11 +62,14 @@ def test_without_a_price_or_credit_the_floor_holds_now():
     assert credit.least(held_with(points=900.0), 10.0) == FLOOR
     assert credit.least(held_with(points=-5.0, price=1.0), 10.0) == FLOOR
     assert credit.least(held_with(points=900.0, price=1.0), 0.0) == FLOOR
-    held = held_with(points=720.0, price=1.0)
-    spent = 720 / (10 * 3600 * credit.SPEND_HOURS)
+    held = held_with(points=720.0, rate=10.0, price=1.0)
+    left = 720 - credit.RESERVE * AIM
+    spent = left / (10 * 3600 * credit.SPEND_HOURS)
     assert FLOOR - spent - 1e-9 <= credit.least(held, 10.0) <= FLOOR - spent + SWING / 20
     # Where weights move seldom, what is left has to last.
-    assert credit.least(held, 10.0, 3600.0) == pytest.approx(FLOOR - 720 / (10 * 4 * 3600), abs=SWING / 20)
+    assert credit.least(held, 10.0, 3600.0) == pytest.approx(FLOOR - left / (10 * 4 * 3600), abs=SWING / 20)
+    # The reserve is for bursts.
+    assert credit.least(held_with(points=credit.RESERVE * AIM, rate=10.0, price=1.0), 10.0) == FLOOR
 
 
 @given(st.lists(st.tuples(st.floats(0, 50), st.floats(0, 1)), min_size=1, max_size=200), st.integers(10, 90))
@@ -98,17 +103,30 @@ def priced_at(points, worth=2.0, price=2.0):
 
 
 def test_quality_is_worth_less_the_more_there_is_and_in_the_end_nothing():
-    aim = 10 * 3600 * credit.TARGET_HOURS * SWING
-    values = [credit.worth(priced_at(aim * part)) for part in (0, 0.5, 1, 2, 2.5, 3)]
+    values = [credit.worth(priced_at(AIM * part)) for part in (credit.RESERVE, 0.5, 1, 2, 2.5, 3)]
     assert values == sorted(values, reverse=True)
     assert values[2] == pytest.approx((2.0 * (1 + credit.INDIFFERENT), 2.0 * (1 - credit.INDIFFERENT)))
     assert values[-1] == pytest.approx((0, 0), abs=1e-12)
 
 
-def test_nothing_above_the_floor_is_bought_at_the_usual_price_unless_it_is_owed():
-    aim = 10 * 3600 * credit.TARGET_HOURS * SWING
-    assert credit.worth(priced_at(0.0, worth=100.0))[1] < 2.0
-    assert credit.worth(priced_at(-0.1 * aim))[1] > 2.0
+def test_nothing_above_the_floor_is_bought_at_the_usual_price_but_the_reserve_and_what_is_owed():
+    assert credit.worth(priced_at(credit.RESERVE * AIM, worth=100.0))[1] < 2.0
+    assert credit.worth(priced_at(0.0))[1] > 2.0
+    assert credit.worth(priced_at(-0.1 * AIM))[1] > 2.0
+
+
+def test_tiers_below_the_floor_relieve_others_while_something_is_left_of_the_reserve():
+    def relieves(points, *, before):
+        return credit.relieves(priced_at(points * AIM), before=before)
+
+    assert relieves(0.03, before=False)
+    assert relieves(0.01, before=True)
+    assert not relieves(0.01, before=False), "it does not come and go"
+    assert not relieves(0.0, before=True)
+    assert not credit.relieves(None, before=True)
+    assert not credit.relieves(held_with(points=900.0, rate=10.0), before=True), "no price, nothing to buy it back at"
+    nothing = replace(priced_at(900.0), swing=0.0)
+    assert not credit.relieves(nothing, before=True), "what no mix can earn again is not spent"
 
 
 def test_nothing_is_worth_anything_where_no_mix_can_be_both_better_and_worse():

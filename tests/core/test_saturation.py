@@ -72,6 +72,36 @@ def test_a_floor_is_relieved_by_tiers_that_are_no_worse():
     assert relieved(policy("small", "far", quality=floor), [inside("small", "0.7"), outside("far")]) == {}
 
 
+def earned(found, *, generation=1):
+    """The policy with the word that quality was earned, of this generation of its spec."""
+    status = {"observedGeneration": generation, "classes": [{"name": "c", "relievedBelowFloor": True}]}
+    return RoutingPolicy.parse(
+        {
+            "metadata": {"name": "p", "namespace": "n", "generation": 1},
+            "spec": found.spec.model_dump(by_alias=True, mode="json", exclude_none=True),
+            "status": status,
+        }
+    )
+
+
+def test_what_was_earned_on_average_lets_worse_tiers_relieve_better_ones():
+    tiers = [inside("small", "0.7"), inside("large", "0.9"), outside("far")]
+    average = policy("small", "large", "far", quality={"minScore": "0.85", "holds": "OnAverage"})
+    assert relieved(average, tiers) == {"small": "large"}
+    assert relieved(earned(average), tiers) == {"small": "large", "large": "small"}
+    assert relieved(earned(average, generation=2), tiers) == {"small": "large"}, "said of another spec"
+    always = policy("small", "large", "far", quality={"minScore": "0.85"})
+    assert relieved(earned(always), tiers) == {"small": "large"}, "a floor at all times is not spent"
+    # A tier that is not cleared stays out, whatever was earned.
+    unsafe = [inside("small", "0.7", clearance="Public"), inside("large", "0.9"), outside("far")]
+    secret = policy("small", "large", "far", quality=average.spec.classes[0].quality, sensitivity="Internal")
+    assert relieved(earned(secret), unsafe, ("large", "far")) == {}
+    # Limits and clusters of gateways do not come and go with it.
+    named = {tier.metadata.name: tier for tier in tiers}
+    assert routing.guarded_tiers([average], named) == {"small", "large"}
+    assert routing.guarded_tiers([always], named) == {"small"}
+
+
 def seen(found, tiers, *, spent=None):
     """The namespace as the loop sees it."""
     budgets = {Key("n", "money"): spent} if spent is not None else {}
@@ -156,12 +186,14 @@ def test_who_is_not_cleared_relieves_nobody_and_where_a_budget_saves_requests_wa
 def test_requests_in_flight_are_arrivals_times_how_long_they_take():
     # 1000 units/s at 50%: 5 requests/s of 100 tokens, each of them 101 * 20 ms long on a replica that is half full.
     known = Capacity(saturation=1000.0, idle_inter_token_seconds=0.01)
-    assert inflight.concurrent_at(known, 0.5, [(3.0, 0.0, 100.0, True)]) == pytest.approx(5 * 101 * 0.02)
-    # Of two classes of equal work only one is counted: half as many.
-    mix = [(1.0, 0.0, 100.0, True), (1.0, 0.0, 100.0, False)]
-    assert inflight.concurrent_at(known, 0.5, mix) == pytest.approx(5 * 101 * 0.02 / 2)
-    assert inflight.concurrent_at(known, 0.5, []) is None
-    assert inflight.concurrent_at(Capacity(saturation=1000.0), 0.5, mix) is None
+    assert inflight.concurrent_at(known, 0.5, 1, [(3.0, 0.0, 100.0, True)]) == pytest.approx(5 * 101 * 0.02)
+    # Others hold a tenth of two replicas each: four parts in five are left, however many of those that count come.
+    for rate in (0.01, 1.0, 100.0):
+        mix = [(rate, 0.0, 100.0, True), (2.0, 0.0, 100.0, False)]
+        assert inflight.concurrent_at(known, 0.5, 2, mix) == pytest.approx(0.8 * 5 * 101 * 0.02)
+    assert inflight.concurrent_at(known, 0.5, 1, [(1.0, 0.0, 100.0, True), (9.0, 0.0, 100.0, False)]) == 0
+    assert inflight.concurrent_at(known, 0.5, 1, []) is None
+    assert inflight.concurrent_at(Capacity(saturation=1000.0), 0.5, 1, mix) is None
 
 
 def limit(rates, *listed, spent=None, raised=()):
@@ -194,13 +226,16 @@ def limit(rates, *listed, spent=None, raised=()):
 def test_the_limit_leaves_the_room_that_requests_of_other_classes_hold():
     alone = limit([4.0], True)
     assert limit([4.0, 4.0], True, True) == alone
-    assert limit([4.0, 4.0], True, False) == pytest.approx(alone / 2, abs=0.5)
-    assert limit([4.0, 12.0], True, False) == pytest.approx(alone / 4, abs=0.5)
+    # A replica carries 7.2 requests/s with what is kept free.
+    assert limit([4.0, 3.6], True, False) == pytest.approx(alone / 2, abs=0.5)
+    assert limit([4.0, 5.4], True, False) == pytest.approx(alone / 4, abs=0.5)
+    # Also for who has hardly had a request yet: others have just been sent there by the loop, as their tier is full.
+    assert limit([0.01, 3.6], True, False) == limit([4.0, 3.6], True, False)
     assert limit([4.0, 0.0], True, False) == alone, "who sends nothing holds nothing"
     assert limit([4.0, 4000.0], True, False) == 1
-    assert limit([4.0, 4.0], True, True, raised={1}) == pytest.approx(alone / 2, abs=0.5)
+    assert limit([4.0, 3.6], True, True, raised={1}) == pytest.approx(alone / 2, abs=0.5)
     # Where a budget saves nothing is passed on, and nothing counted.
-    assert limit([4.0, 4.0], True, True, spent=downgrade("a", exempt="c0")) == pytest.approx(alone / 2, abs=0.5)
+    assert limit([4.0, 3.6], True, True, spent=downgrade("a", exempt="c0")) == pytest.approx(alone / 2, abs=0.5)
 
 
 def test_a_queue_shows_how_many_a_replica_runs():

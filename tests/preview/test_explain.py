@@ -139,6 +139,25 @@ def test_what_a_saturated_tier_passed_on_is_told_where_it_is_known(tmp_path, whe
     assert large.get("passedOn", {}).get("provenance") == ("Measured" if words else None)
 
 
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (True, "bursts quality was earned: tiers below the floor too take what"),
+        (False, "bursts nothing is left of the quality that was earned"),
+        (None, None),
+    ],
+)
+def test_whether_tiers_below_the_floor_relieve_others_is_told(tmp_path, said, words):
+    server = world()
+    played(server, 15)
+    for body in server.objects.values():
+        if body["kind"] == "RoutingPolicy" and said is not None:
+            body["status"]["classes"][0]["relievedBelowFloor"] = said
+    told = " ".join(run("chat", "-n", "legal", "-f", dumped(server, tmp_path)).stdout.split())
+    assert ("bursts" in told) == (words is not None)
+    assert words is None or words in told
+
+
 def test_what_was_realised_is_told_once_and_is_close_to_what_was_expected(loop, dump):
     server, plans = loop
     records = [record for plan in plans for record in plan.records]

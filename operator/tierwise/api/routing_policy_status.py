@@ -70,6 +70,9 @@ class ClassStatus(StatusModel):
     """Least sensitivity of its requests: the higher of the policy's and the class's."""
     weights: Annotated[tuple[TierWeight, ...], Field(max_length=8, json_schema_extra=list_map("tier"))] = ()
     """Share of each tier."""
+    relieved_below_floor: Bool | None = None
+    """Whether tiers below the quality floor too may take what a saturated tier passes on: the floor holds on average,
+    and enough quality was earned. Absent where that can not be."""
     binding: Binding | None = None
     """What keeps the class from a cheaper mix: None, Objective, QualityFloor, Ceiling, Clearance, Capacity, Step,
     Limits, Stale or Manual."""

@@ -33,8 +33,8 @@ PRIOR = 0.2
 DISPERSION = 4.0
 """Variance of the work of so many requests, in multiples of that of a Poisson process with equal requests."""
 
-_CHANCE = ((0.0, 0.5), (1.0, 0.3), (2.0, 0.16), (3.0, 0.04))
-"""Standard deviations above the mean, and their weights: the upper half of a normal distribution, coarsely."""
+_CHANCE = ((0.0, 0.383), (1.0, 0.4834), (2.0, 0.1212), (3.0, 0.0124))
+"""Standard deviations above the mean, and their weights: the upper half of a normal distribution, in steps of one."""
 
 _LEAST_SCALE, _MOST_SCALE = 0.02, 1.5
 """Load of an hour ago is scaled to the present level within these bounds."""
@@ -98,7 +98,7 @@ def factor(streams: Iterable[Stream], price_per_hour: float) -> float:
     if len(values) == len(used) and sum(values) > 0:
         value = sum(each.share * (each.value or 0.0) for each in used)
         cost = price_per_hour * level * loads + WORTH * value * (1 - below)
-        last = min(last, int(np.argmin(cost)))
+        last = int(np.argmin(cost))
     return max(1.0, float(loads[min(last, len(loads) - 1)]), present / level)
 
 

@@ -8,7 +8,9 @@ Budgets", Management Science 65(9), 2019): it rises while there is less credit t
 is more.
 
 Credit is earned before it is spent. Nothing is borrowed, nothing outlives the operator's process: a restart begins with
-the floor at all times. Scores and floors are in [0, 1]; points are requests times score.
+the floor at all times. A part of it is kept for bursts: while there is some, tiers below the floor too may take what a
+saturated tier passes on, as the few requests of bursts are where quality is dearest. Scores and floors are in [0, 1];
+points are requests times score.
 """
 
 import math
@@ -21,6 +23,13 @@ TARGET_HOURS = 3.0
 
 SPEND_HOURS = 0.5
 """What there is may be spent within so long, not at once: rounds are some seconds apart, and demand may have grown."""
+
+RESERVE = 0.05
+"""Part of the credit that is aimed at, kept for what saturated tiers pass on to tiers below the floor: bought at what
+quality usually costs, and spent on nothing else."""
+
+_RELIEVES = 0.02
+"""So much of the credit that is aimed at has to be there before tiers below the floor relieve others again."""
 
 INDIFFERENT = 0.15
 """Prices of quality this near to its worth, as a share, leave mixes at the floor: lest replicas come and go for it."""
@@ -48,7 +57,7 @@ _STEPS = 50
 """Of the swing, by which the floor of the moment gives way."""
 
 _DEBT = 0.02
-"""Part of the credit that is aimed at, as a debt, from which on it is made up for."""
+"""So much less than the reserve, as a part of the credit that is aimed at, and it is made up for."""
 
 _FULL, _EMPTY = 2.0, 3.0
 """Multiples of the credit that is aimed at from which on more of it is worth less, and nothing."""
@@ -161,12 +170,13 @@ def least(credit: Credit, rate: float, interval_seconds: float = 0.0) -> float:
         rate: requests/s.
         interval_seconds: between two moves: what is left has to last for some of them.
     """
-    if credit.price is None or credit.points <= 0 or rate <= 0 or credit.swing <= 0:
+    points = credit.points - RESERVE * _aim(credit)
+    if credit.price is None or points <= 0 or rate <= 0 or credit.swing <= 0:
         return credit.floor
     seconds = max(3600 * SPEND_HOURS, _INTERVALS * interval_seconds)
     # By steps, lest every round moves something.
     step = credit.swing / _STEPS
-    return credit.floor - step * math.floor(credit.points / (rate * seconds) / step)
+    return credit.floor - step * math.floor(points / (rate * seconds) / step)
 
 
 def worth(credit: Credit) -> tuple[float, float]:
@@ -178,12 +188,25 @@ def worth(credit: Credit) -> tuple[float, float]:
     if aim <= 0 or credit.price is None:
         return 0.0, 0.0
     most = credit.price * (1 + INDIFFERENT)
-    if credit.points < -_DEBT * aim:
-        return most, most  # what is owed is bought at what it usually costs
+    if credit.points < (RESERVE - _DEBT) * aim:
+        return most, most  # the reserve, and what is owed, are bought at what it usually costs
     left = min(1.0, max(0.0, (_EMPTY - credit.points / aim) / (_EMPTY - _FULL)))
     # Nothing is saved up at what quality usually costs: where its price stands still, mixes stay at the floor.
     value = min(credit.worth * math.exp(_GAIN * _short(credit)), most) * left
     return value * (1 + INDIFFERENT), value * (1 - INDIFFERENT)
+
+
+def relieves(credit: Credit | None, *, before: bool) -> bool:
+    """Whether tiers below the floor may take what saturated tiers pass on.
+
+    Args:
+        credit: of the class; None: nothing was counted yet.
+        before: whether they might until now.
+    """
+    aim = _aim(credit) if credit is not None else 0.0
+    if credit is None or credit.price is None or aim <= 0:
+        return False
+    return credit.points > (0.0 if before else _RELIEVES * aim)
 
 
 def _aim(credit: Credit) -> float:

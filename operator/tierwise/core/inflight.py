@@ -10,23 +10,31 @@ is known of it is known to a few percent, and beyond all of its requests are slo
 
 
 def concurrent_at(
-    capacity: Capacity, utilisation: float, mix: Iterable[tuple[float, float, float, bool]]
+    capacity: Capacity, utilisation: float, replicas: int, mix: Iterable[tuple[float, float, float, bool]]
 ) -> float | None:
-    """Requests in flight of one replica at a utilisation below 1, by Little's law: arrivals times how long each takes.
+    """Counted requests in flight of one replica at a utilisation, by Little's law: arrivals times how long each takes.
+
+    Requests that are not counted take their part of the replicas whatever gateways do; the others get the rest.
 
     Args:
         capacity: what is known of the tier.
-        utilisation: of the replica.
-        mix: requests/s, prompt and completion tokens of each class, and whether its requests are counted.
+        utilisation: of the replica, below 1.
+        replicas: that share the load, at least 1.
+        mix: requests/s, prompt and completion tokens of each class on the tier, and whether its requests are counted.
 
     Returns:
-        None where the mix is empty or no token was timed yet.
+        0 where the others leave nothing. None where nothing is counted or no token was timed yet.
     """
     idle = capacity.idle_inter_token_seconds
     if idle is None or not 0 < utilisation < 1:
         return None
-    work, held = 0.0, 0.0
+    work, held, beside = 0.0, 0.0, 0.0
     for rate, prompt, completion, counts in mix:
-        work += rate * work_units(prompt, completion)
-        held += counts * rate * (PROMPT_WEIGHT * prompt / capacity.saturation + (1 + completion) * idle)
-    return utilisation / (1 - utilisation) * capacity.saturation * held / work if work > 0 else None
+        load = rate * work_units(prompt, completion)
+        if not counts:
+            beside += load
+            continue
+        work += load
+        held += rate * (PROMPT_WEIGHT * prompt / capacity.saturation + (1 + completion) * idle)
+    room = max(0.0, utilisation - beside / (capacity.saturation * replicas))
+    return room / (1 - utilisation) * capacity.saturation * held / work if work > 0 else None

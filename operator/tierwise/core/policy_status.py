@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from datetime import datetime
 
+from tierwise.api.routing_class import FallbackReason
 from tierwise.api.routing_policy import RebalanceMode, RoutingPolicy
 from tierwise.api.routing_policy_status import (
     Binding,
@@ -11,7 +12,7 @@ from tierwise.api.routing_policy_status import (
     RoutingPolicyStatus,
     TierWeight,
 )
-from tierwise.core import conditions, record, sensitivity
+from tierwise.core import conditions, credit, promise, record, sensitivity
 from tierwise.core import saving as savings
 from tierwise.core.claims import Claims
 from tierwise.core.conditions import Finding
@@ -278,6 +279,7 @@ def _class(outcome: ClassOutcome, before: RoutingPolicyStatus, generation: int, 
             )
             for name in names
         ),
+        relieved_below_floor=relieved_below_floor(view),
         binding=_binding(outcome),
         reason=outcome.reason,
         message=outcome.message[:2048],
@@ -293,7 +295,19 @@ def _class(outcome: ClassOutcome, before: RoutingPolicyStatus, generation: int, 
         return made
     if view.mode is RebalanceMode.RECOMMEND and _differs(old, outcome.wanted):
         return made
+    if old.relieved_below_floor != made.relieved_below_floor:
+        return old.model_copy(update={"relieved_below_floor": made.relieved_below_floor})
     return old
+
+
+def relieved_below_floor(view: ClassView) -> bool | None:
+    """What a class's status says of it after this round; None where it is not relieved, or its floor holds always."""
+    if not promise.on_average(view.spec) or FallbackReason.SATURATED not in view.spec.fallback.when:
+        return None
+    status = view.policy.status
+    before = next((entry.relieved_below_floor for entry in status.classes if entry.name == view.spec.name), None)
+    same = status.observed_generation == view.policy.metadata.generation
+    return credit.relieves(view.credit, before=same and before is True)
 
 
 # Reasons that name a state of the policy and not an outcome of a round; going in or out of one is shown at once.

@@ -165,13 +165,20 @@ def _waits(chain: Sequence[str], gives_way: Sequence[bool], length: int) -> str:
 
 
 def relief(
-    policy: RoutingPolicy, routing_class: RoutingClass, tiers: Mapping[str, ModelTier]
+    policy: RoutingPolicy, routing_class: RoutingClass, tiers: Mapping[str, ModelTier], *, widest: bool = False
 ) -> dict[str, frozenset[str]]:
     """In-cluster tier -> tiers of the class that may take its requests while it is saturated; empty: none.
 
     A class with a quality floor is relieved by tiers that are known to be no worse than the one that is saturated, so
-    that no burst lowers what its mix was chosen for; where the floor holds on average, by those too that keep it alone.
+    that no burst lowers what its mix was chosen for. Where the floor holds on average, by those too that keep it alone,
+    and, while enough quality was earned (`status.classes[].relievedBelowFloor`), by all whose quality is known.
     Requests that belong to a session, and tiers with an endpoint picker, which queues by itself, are not relieved.
+
+    Args:
+        policy: whose requests.
+        routing_class: one of its classes.
+        tiers: that may be used, by name.
+        widest: as if enough quality was earned.
     """
     when = routing_class.fallback.when
     if (
@@ -185,6 +192,8 @@ def relief(
     scores = {name: score.value for name, score in known.items()}
     floor = promise.floor_of(policy, routing_class, known) if promise.on_average(routing_class) else None
     enough = floor.value if floor is not None and floor.value is not None else math.inf
+    if floor is not None and (widest or _below_floor(policy, routing_class)):
+        enough = -math.inf
     found: dict[str, frozenset[str]] = {}
     for name in names:
         inside = tiers[name].spec.in_cluster
@@ -192,10 +201,18 @@ def relief(
             continue
         others = {other for other in names if other != name}
         if routing_class.quality is not None:
-            others = {other for other in others if scores.get(other, -1.0) >= min(enough, scores.get(name, math.inf))}
+            least = min(enough, scores.get(name, math.inf))
+            others = {other for other in others if other in scores and scores[other] >= least}
         if others:
             found[name] = frozenset(others)
     return found
+
+
+def _below_floor(policy: RoutingPolicy, routing_class: RoutingClass) -> bool:
+    """What the loop last said, of this spec: quality that was earned under another floor is none."""
+    if policy.status.observed_generation != policy.metadata.generation:
+        return False
+    return any(each.relieved_below_floor for each in policy.status.classes if each.name == routing_class.name)
 
 
 def relieved_by(
@@ -224,12 +241,12 @@ def relieved_by(
 
 
 def guarded_tiers(policies: Iterable[RoutingPolicy], tiers: Mapping[str, ModelTier]) -> frozenset[str]:
-    """Tiers of a namespace that some class is relieved of while they are saturated."""
+    """Tiers of a namespace that some class is relieved of while they are saturated, now or once quality was earned."""
     return frozenset(
         name
         for policy in policies
         for routing_class in policy.spec.classes
-        for name in relief(policy, routing_class, tiers)
+        for name in relief(policy, routing_class, tiers, widest=True)
     )
 
 

@@ -198,8 +198,9 @@ def _concurrent(situation: Situation, view: TierView, known: Capacity) -> float 
     ]
     at = inflight.GUARDED * _safe(situation, view, known)
     # A replica is full when one of its classes bursts, and of short requests it is with fewer.
-    found = [inflight.concurrent_at(known, at, _mix(view, users, bursting)) for bursting in users]
-    least = min((each for each in found if each), default=None)
+    shared = max(view.ready, 1)
+    found = [inflight.concurrent_at(known, at, shared, _mix(view, users, bursting)) for bursting in users]
+    least = min((each for each in found if each is not None), default=None)
     if least is None:
         return None
     # More than a replica runs at a time would queue in it.

@@ -40,6 +40,11 @@ _BINDS = {
     Binding.MANUAL: "the mode, or suspend: only a person moves the weights",
 }
 
+_BURSTS = {
+    True: "quality was earned: tiers below the floor too take what a saturated tier passes on",
+    False: "nothing is left of the quality that was earned: tiers below the floor take nothing of a saturated tier",
+}
+
 
 def document(facts: Facts) -> dict[str, Any]:
     """Everything for programs: what is not known is absent."""
@@ -90,6 +95,7 @@ def _class(facts: Facts, name: str) -> dict[str, Any]:
             known(tier=one.tier, percent=one.percent, wanted=one.wanted if one.wanted != one.percent else None)
             for one in (status.weights if status is not None else ())
         ],
+        relievedBelowFloor=status.relieved_below_floor if status is not None else None,
         binding=_binding(status, decision),
         withoutIt=_lifted(policy, decision, name),
         reason=status.reason if status is not None else None,
@@ -260,6 +266,8 @@ def _class_words(one: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     tokens = one.get("tokenCostPerHour")
     if tokens is not None:
         lines.append(wrap("tokens cost", f"{tokens['value']} {tokens['currency']} per hour at providers (estimated)"))
+    if "relievedBelowFloor" in one:
+        lines.append(wrap("bursts", _BURSTS[one["relievedBelowFloor"]]))
     if "binding" in one:
         lines.append(wrap("binds", _binds(one)))
     if "message" in one:

@@ -16,7 +16,7 @@ from tierwise.api.model_tier import ModelTier
 from tierwise.api.model_tier_status import TierReplicas
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.api.routing_policy_status import ClassStatus, RoutingPolicyStatus, TierWeight
-from tierwise.core import decide, engines, learning, routing, situation, tier_status
+from tierwise.core import decide, engines, learning, policy_status, routing, situation, tier_status
 from tierwise.core.decision import Decision
 from tierwise.core.memory import LoopMemory
 from tierwise.core.signals import ClassKey, Signals
@@ -229,16 +229,20 @@ class PlannerLoop:
 def _with_weights(policy: RoutingPolicy, decision: Decision) -> RoutingPolicy:
     """A policy whose status shows what was decided, where that is new."""
     mine = {key[2]: outcome for key, outcome in decision.classes.items() if key[1] == policy.metadata.name}
-    if policy.status.classes and not any(outcome.moved for outcome in mine.values()):
+    below = {name: policy_status.relieved_below_floor(outcome.view) for name, outcome in mine.items()}
+    shown = {each.name: each.relieved_below_floor for each in policy.status.classes}
+    if policy.status.classes and below == shown and not any(outcome.moved for outcome in mine.values()):
         return policy
     classes = tuple(
         ClassStatus(
             name=name,
             weights=tuple(TierWeight(tier=tier, percent=share) for tier, share in outcome.weights.items()),
+            relieved_below_floor=below[name],
         )
         for name, outcome in mine.items()
     )
-    return policy.model_copy(update={"status": RoutingPolicyStatus(classes=classes)})
+    status = RoutingPolicyStatus(classes=classes, observed_generation=policy.metadata.generation)
+    return policy.model_copy(update={"status": status})
 
 
 def _down_seconds(inside: InCluster) -> float:
