@@ -36,7 +36,7 @@ DISPERSION = 4.0
 _CHANCE = ((0.0, 0.383), (1.0, 0.4834), (2.0, 0.1212), (3.0, 0.0124))
 """Standard deviations above the mean, and their weights: the upper half of a normal distribution, in steps of one."""
 
-_LEAST_SCALE, _MOST_SCALE = 0.02, 1.5
+_LEAST_SCALE, _MOST_SCALE = 0.02, 3.0
 """Load of an hour ago is scaled to the present level within these bounds."""
 
 _SETTLING_SECONDS = 900.0

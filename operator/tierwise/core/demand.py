@@ -23,12 +23,15 @@ KEEP_SECONDS = 3600.0
 DENSE_SECONDS, SPARSE_SECONDS = 120.0, 15.0
 """Samples older than the first are thinned to one in the second."""
 
+WINDOW_SECONDS = 60.0
+"""Length of a window, where none is named."""
+
 BURST_SECONDS = 10.0
 """The busiest part of a window that gateways report apart."""
 
 LEVEL_SECONDS, HELD_SECONDS = 1200.0, 600.0
 """Time constant of a class's level, which never leaves what the window of stabilisation saw: 10 minutes by default. A
-fall that lasts (`core.shift`) is the new level at once."""
+shift that lasts (`core.shift`) is the new level at once."""
 
 _TOKEN_GAIN = 0.3
 """Share of a new window's mean token counts in the smoothed ones."""
@@ -74,7 +77,7 @@ class Measured:
     tokens: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
     peak: float | None = None
-    window_seconds: float = 60.0
+    window_seconds: float = WINDOW_SECONDS
 
 
 class Sample(NamedTuple):
@@ -84,7 +87,7 @@ class Sample(NamedTuple):
         time: aware UTC. rate: requests/s.
         peak: requests/s in the busiest ten seconds, at least `rate`. share: of the window's requests, in these.
         level: requests/s that were usual then: the mean of some time before, held within the last minutes, or of the
-            time since a fall that has lasted.
+            time since a shift that has lasted.
     """
 
     time: datetime
@@ -286,8 +289,8 @@ def _sample(before: Sequence[Sample], seen: Measured, held_seconds: float) -> Sa
     level = before[-1].level + gain * (rate - before[-1].level)
     start = seen.time - timedelta(seconds=held_seconds)
     rates = [*(sample.rate for sample in before), rate]
-    # A fall that has lasted is no matter of time constants.
-    since = shift.fallen([*(sample.time for sample in before), seen.time], rates, seen.window_seconds)
+    # A shift that has lasted is no matter of time constants.
+    since = shift.since([*(sample.time for sample in before), seen.time], rates, seen.window_seconds)
     if since is not None:
         level = sum(rates[since:]) / (len(rates) - since)
     late = [sample.rate for sample in before if sample.time > start] + [rate]
@@ -329,7 +332,12 @@ def forecast(history: History, *, window_seconds: float, lead_seconds: float) ->
     start = newest.time - timedelta(seconds=window_seconds)
     earliest = newest.time - timedelta(seconds=4 * lead_seconds)
     level = ahead = newest.level
-    slope = _slope([(sample.time, sample.rate) for sample in history.samples if sample.time >= earliest])
+    seen = [(sample.time, sample.rate) for sample in history.samples]
+    since = shift.since([time for time, _ in seen], [rate for _, rate in seen], WINDOW_SECONDS)
+    if since is not None:
+        # A step is no trend.
+        earliest = max(earliest, seen[since][0])
+    slope = _slope([(time, rate) for time, rate in seen if time >= earliest])
     if slope * lead_seconds > _GROWTH_NOISE * level:
         ahead = min(level + slope * lead_seconds, _GROWTH_CAP * level)
     return Forecast(
