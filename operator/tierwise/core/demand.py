@@ -7,11 +7,12 @@ the class. Everything else that yields no number is `Missing`, with the reason, 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NamedTuple, TypeAlias
 
-from tierwise.core import capacity, shift
+from tierwise.core import capacity, season, shift
+from tierwise.core.season import Season
 from tierwise.core.signals import ClassKey, ClassSignals, Missing, Signals, value_of
 
 MAX_SAMPLES = 600
@@ -105,11 +106,13 @@ class History:
         samples: oldest first, one per answer of Prometheus, older ones thinned.
         tokens: tier name -> smoothed (prompt, completion) tokens per request; "" is the class's mean over tiers.
         beside: tier name -> tokens on all tiers that got requests when it last did.
+        season: how it changes with the time of day.
     """
 
     samples: tuple[Sample, ...] = ()
     tokens: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     beside: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    season: Season = field(default_factory=Season)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +123,7 @@ class Forecast:
         now: the newest window's.
         present: the last two windows' mean, or the newest after a jump: what ready replicas have to carry.
         level: what is usual now. Tokens are paid for it; capacity is planned for `core.bursts`' multiple of it.
-        ahead: `level` or, with a significant trend, what it reaches when a replica started now is ready.
+        ahead: `level` or, with a significant trend or a season, what it reaches when a replica started now is ready.
         settled: the history covers the whole window of stabilisation (after a restart it does not; nothing scales
             down).
         tokens: tier name -> (prompt, completion) tokens per request; "" is the mean.
@@ -199,7 +202,7 @@ def _taken(
             return arrived
         found[tier] = max(0.0, taken)
     total, asked = sum(found.values()), sum(arrived.values())
-    return {tier: rate * asked / total for tier, rate in found.items()} if total > 0 else arrived
+    return {tier: asked * (rate / total) for tier, rate in found.items()} if total > 0 else arrived
 
 
 def _tokens(
@@ -248,7 +251,9 @@ def remember(
         tokens[""] = _smooth(tokens.get(""), (prompt, completion))
     own = {tier: tokens[tier] for tier in sorted(seen.tokens)}
     beside = dict(history.beside) | dict.fromkeys(sorted(seen.tokens), own)
-    return replace(history, samples=samples, tokens=dict(sorted(tokens.items())), beside=beside)
+    elapsed = min((seen.time - before[-1].time).total_seconds(), seen.window_seconds) if before else 0.0
+    days = season.seen(history.season, seen.time, seen.rate, elapsed) if elapsed > 0 else history.season
+    return History(samples, dict(sorted(tokens.items())), beside, days)
 
 
 def _followed(beside: Mapping[str, Tokens], after: Tokens, seen: Measured) -> Tokens:
@@ -340,6 +345,9 @@ def forecast(history: History, *, window_seconds: float, lead_seconds: float) ->
     slope = _slope([(time, rate) for time, rate in seen if time >= earliest])
     if slope * lead_seconds > _GROWTH_NOISE * level:
         ahead = min(level + slope * lead_seconds, _GROWTH_CAP * level)
+    usual = season.ahead(history.season, newest.time, level, lead_seconds)
+    if usual > (1 + _GROWTH_NOISE) * level:
+        ahead = max(ahead, usual)
     return Forecast(
         now=newest.rate,
         present=_present([sample.rate for sample in history.samples[-3:]]),
