@@ -69,6 +69,7 @@ def test_capacity_that_is_cheap_for_what_it_keeps_is_there_for_a_single_burst():
     worth_it = stream([100.0] * 60, peaks, value=100.0)
     assert planned([worth_it], price=1.0) == pytest.approx(3.0)
     assert planned([worth_it], price=100.0) < 1.3
+    assert planned([worth_it], price=0.0) < 1.3, "a price that is not known is none"
 
 
 def test_bursts_that_do_not_coincide_are_not_added_up():

@@ -4,7 +4,7 @@ Requests are slow when a burst exceeds what ready replicas carry, however low th
 So capacity is planned for `factor` times the level. Bursts of classes seldom coincide: the last hour is replayed with
 all classes of a tier together, each window in two parts (its busiest ten seconds and the rest), at the shares in
 question. From the loads that requests would have met the factor takes the one where one more replica costs what it
-keeps (the newsvendor's rule), at most the one that `MOST` of all requests meet.
+keeps (the newsvendor's rule); where a price is not known, the one that `MOST` of all requests meet.
 """
 
 import itertools
@@ -22,7 +22,7 @@ from tierwise.core.demand import BURST_SECONDS, Sample
 Floats = NDArray[np.float64]
 
 MOST = 0.99
-"""Share of the requests that capacity is planned for, where it is worth its price; windows count by their time."""
+"""Share of the requests that capacity is planned for without prices; windows count by their time."""
 
 WORTH = 10.0
 """What a request within its objective is worth, in multiples of what it costs on the reference tier."""
@@ -77,7 +77,7 @@ def factor(streams: Iterable[Stream], price_per_hour: float) -> float:
 
     Args:
         streams: the classes of one tier.
-        price_per_hour: currency units of one replica; 0: capacity is free.
+        price_per_hour: currency units of one replica; 0: it is not known, and unknown is not free.
     """
     used = [each for each in streams if each.share > 0 and each.load > 0 and each.level > 0 and each.samples]
     level = sum(each.level * each.share * each.load for each in used)
@@ -95,7 +95,7 @@ def factor(streams: Iterable[Stream], price_per_hour: float) -> float:
         relief = sum(each.level * each.share * each.load * (each.relief or 0.0) for each in used) / level
         return max(_relieved(loads, weights[order], price_per_hour, relief), present / level)
     values = [each.value for each in used if each.value is not None]
-    if len(values) == len(used) and sum(values) > 0:
+    if len(values) == len(used) and sum(values) > 0 and price_per_hour > 0:
         value = sum(each.share * (each.value or 0.0) for each in used)
         cost = price_per_hour * level * loads + WORTH * value * (1 - below)
         last = int(np.argmin(cost))
