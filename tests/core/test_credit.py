@@ -115,6 +115,14 @@ def test_nothing_above_the_floor_is_bought_at_the_usual_price_but_the_reserve_an
     assert credit.worth(priced_at(-0.1 * AIM))[1] > 2.0
 
 
+def test_where_bursts_may_not_spend_it_no_reserve_is_bought():
+    held = replace(priced_at(0.0), bursts=False)
+    assert credit.worth(held)[1] < 2.0
+    assert credit.worth(replace(held, points=-0.1 * AIM))[1] > 2.0
+    some = replace(held, points=credit.RESERVE * AIM)
+    assert credit.least(some, 10.0) < FLOOR
+
+
 def test_tiers_below_the_floor_relieve_others_while_something_is_left_of_the_reserve():
     def relieves(points, *, before):
         return credit.relieves(priced_at(points * AIM), before=before)

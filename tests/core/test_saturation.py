@@ -10,7 +10,7 @@ from tierwise.api.model_tier import ModelTier
 from tierwise.api.namespace_budget import NamespaceBudget
 from tierwise.api.routing_policy import RoutingPolicy
 from tierwise.api.scalars import Sensitivity
-from tierwise.core import bursts, capacity, decision, engines, inflight, routing, situation, tier_status
+from tierwise.core import bursts, capacity, decision, engines, inflight, policy_status, routing, situation, tier_status
 from tierwise.core.bursts import Stream
 from tierwise.core.capacity import Capacity, Observation
 from tierwise.core.demand import Forecast, Sample
@@ -92,6 +92,10 @@ def test_what_was_earned_on_average_lets_worse_tiers_relieve_better_ones():
     assert relieved(earned(average, generation=2), tiers) == {"small": "large"}, "said of another spec"
     always = policy("small", "large", "far", quality={"minScore": "0.85"})
     assert relieved(earned(always), tiers) == {"small": "large"}, "a floor at all times is not spent"
+    # A tier that no mix may have is there for failures only.
+    shut = average.model_dump(by_alias=True, mode="json", exclude_none=True)
+    shut["spec"]["classes"][0]["tiers"][0]["maxWeight"] = 0
+    assert relieved(earned(RoutingPolicy.parse(shut)), tiers) == {"small": "large"}
     # A tier that is not cleared stays out, whatever was earned.
     unsafe = [inside("small", "0.7", clearance="Public"), inside("large", "0.9"), outside("far")]
     secret = policy("small", "large", "far", quality=average.spec.classes[0].quality, sensitivity="Internal")
@@ -100,6 +104,36 @@ def test_what_was_earned_on_average_lets_worse_tiers_relieve_better_ones():
     named = {tier.metadata.name: tier for tier in tiers}
     assert routing.guarded_tiers([average], named) == {"small", "large"}
     assert routing.guarded_tiers([always], named) == {"small"}
+
+
+def test_the_reference_of_a_floor_need_not_be_a_tier_that_may_be_used():
+    """It says what is promised; that it is not cleared for a request, or no tier of the class, changes nothing."""
+    tiers = [inside("mid", "0.86"), inside("large", "0.88"), outside("far", "0.9")]
+    loss = {"maxLossPercent": "5", "holds": "OnAverage"}
+    public = policy("mid", "large", "far", quality=loss)
+    assert relieved(public, tiers)["large"] == "mid"
+    secret = policy("mid", "large", "far", quality=loss, sensitivity="Confidential")
+    assert relieved(secret, tiers, ("mid", "large")) == {"mid": "large", "large": "mid"}
+
+
+def said_of(found, tiers):
+    """What the status will say of earned quality, of which there is none yet."""
+    made = seen(found, tiers)
+    return policy_status.relieved_below_floor(made.classes[0], {name: each.tier for name, each in made.tiers.items()})
+
+
+def test_nothing_is_said_nor_made_ready_where_earned_quality_changes_nothing():
+    average = {"minScore": "0.6", "holds": "OnAverage"}
+    below = [inside("small", "0.5"), inside("large", "0.9")]
+    assert said_of(policy("small", "large", quality=average), below) is False
+    kept = [inside("small", "0.7"), inside("large", "0.9")]
+    assert said_of(policy("small", "large", quality=average), kept) is None, "both keep the floor"
+    assert said_of(policy("far", "large", quality=average), [outside("far", "0.5"), outside("large", "0.9")]) is None
+    assert said_of(policy("small", "large", quality=average, when=["ServerError"]), below) is None
+    unknown = [inside("small", "0.5"), inside("large")]
+    loss = policy("small", "large", quality={"maxLossPercent": "5", "holds": "OnAverage"})
+    assert said_of(loss, unknown) is None, "what is lost is not known"
+    assert routing.guarded_tiers([loss], {tier.metadata.name: tier for tier in unknown}) == set()
 
 
 def seen(found, tiers, *, spent=None):
@@ -125,6 +159,16 @@ def test_the_loop_counts_on_the_order_in_which_gateways_try():
     assert relieved(relieved_first, tiers) == {"a": "c"}
     assert reached(policy("a", "b", "c", quality=floor, order=["a", "b", "c"]), tiers) == "ab"
     assert reached(policy("a", "b", "c", attempts=1), tiers) == "a"
+
+
+def test_whether_quality_was_earned_may_change_while_nobody_counts():
+    tiers = [inside("a", "0.7"), outside("b", "0.5"), outside("c", "0.9")]
+    average = policy("a", "b", "c", quality={"minScore": "0.6", "holds": "OnAverage"})
+    assert relieved(average, tiers) == {"a": "c"}
+    assert relieved(earned(average), tiers) == {"a": "b"}
+    assert reached(average, tiers) == reached(earned(average), tiers) == "abc"
+    always = policy("a", "b", "c", quality={"minScore": "0.6"})
+    assert reached(earned(always), tiers) == "ac"
 
 
 def test_what_a_header_raises_goes_past_tiers_that_may_not_see_it():

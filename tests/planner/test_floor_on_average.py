@@ -113,6 +113,14 @@ def test_mixes_are_worse_than_the_floor_only_there(runs):
     assert below["OnAverage"] > 60
 
 
+def test_where_its_price_stands_still_no_quality_is_bought(monkeypatch):
+    """No burst may spend any here: nothing lists Saturated, and no tier is saturated."""
+    calm = demand(0)
+    monkeypatch.setitem(globals(), "demand", lambda _slot: calm)
+    run = Run("OnAverage").go(120)
+    assert max(run.surplus) < 0.1
+
+
 def test_always_is_the_default(runs):
     plain, said = runs[None], Run("Always").go(120)
     assert said.scores == plain.scores[:120]

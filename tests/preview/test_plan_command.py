@@ -153,6 +153,17 @@ def test_more_demand_costs_more_and_a_slow_tier_holds_less(changed, tmp_path):
     assert min(one["attainment"] for one in slow["classes"]) < 1
 
 
+def test_a_floor_on_average_costs_no_more_than_one_that_holds_always(changed, tmp_path):
+    """What is bought once to begin with is no lasting cost."""
+    shutil.copytree(changed, tmp_path / "n")
+    for floor in ('minScore: "0.82"', 'maxLossPercent: "1"'):
+        edit(tmp_path / "n", "routingpolicy-assistant.yaml", floor, f"holds: OnAverage\n        {floor}")
+    figures = document("-f", tmp_path / "n", "--against", changed, "--metrics", METRICS)["estimate"]["default"]
+    before, after = (Decimal(figures[when]["costs"]["USD"]["perMonth"]) for when in ("before", "after"))
+    assert Decimal("0.9") * before < after <= before
+    assert run("-f", tmp_path / "n", "--against", tmp_path / "n", "--metrics", METRICS).exit_code == 0
+
+
 def test_a_ceiling_that_does_not_fit_is_told(changed):
     edit(changed, "namespacebudget.yaml", '"2500.00"', '"100.00"')
     found = run("-f", changed, "--metrics", METRICS)

@@ -204,8 +204,9 @@ class Fallback(ApiModel):
     """What makes the gateway try the next tier: ConnectFailure (resets included), ServerError (5xx), RateLimited
     (429), Timeout, LowConfidence (the answer carries x-low-confidence: true), and Saturated (an in-cluster tier has as
     many requests in flight as its ready replicas carry within the objective, status.capacity.concurrentRequests each:
-    another tier answers at once, instead of a queue; where a floor holds, only one that is no worse). Saturated
-    includes ConnectFailure, ServerError and RateLimited: what is passed on must not fail where it could have waited."""
+    another tier answers at once, instead of a queue; where a floor holds, only one that is no worse, and where it holds
+    on average what it allows). Saturated includes ConnectFailure, ServerError and RateLimited: what is passed on must
+    not fail where it could have waited."""
     order: Annotated[
         tuple[TierName, ...] | None,
         Field(min_length=1, max_length=8, json_schema_extra=ATOMIC),

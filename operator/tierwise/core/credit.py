@@ -8,9 +8,9 @@ Budgets", Management Science 65(9), 2019): it rises while there is less credit t
 is more.
 
 Credit is earned before it is spent. Nothing is borrowed, nothing outlives the operator's process: a restart begins with
-the floor at all times. A part of it is kept for bursts: while there is some, tiers below the floor too may take what a
-saturated tier passes on, as the few requests of bursts are where quality is dearest. Scores and floors are in [0, 1];
-points are requests times score.
+the floor at all times. A part of it is kept for bursts, where these may spend it: while there is some, tiers below the
+floor too may take what a saturated tier passes on, as the few requests of bursts are where quality is dearest. Scores
+and floors are in [0, 1]; points are requests times score.
 """
 
 import math
@@ -77,6 +77,7 @@ class Credit:
             score, mean of the last hours; None until known.
         since, priced: when it was first and last looked at.
         worth: what the planner pays for it, in the same unit.
+        bursts: whether tiers below the floor may relieve others: a reserve is kept for it.
     """
 
     floor: float
@@ -88,6 +89,7 @@ class Credit:
     since: datetime | None = None
     priced: datetime | None = None
     worth: float = 0.0
+    bursts: bool = True
 
 
 def swing(floor: float, worst: float, best: float) -> float:
@@ -109,6 +111,7 @@ def counted(
     *,
     now: datetime,
     window_seconds: float,
+    bursts: bool = True,
 ) -> Credit:
     """The credit after one more answer of Prometheus about the class.
 
@@ -121,13 +124,14 @@ def counted(
         now: when Prometheus was asked. What lies between the answer before and the window is not known: nothing is
             earned in it, but spent as in the window.
         window_seconds: that the rates cover.
+        bursts: see `Credit.bursts`.
     """
     held = before if before is not None and belongs(before, floor) else Credit(floor)
     elapsed = (now - held.counted).total_seconds() if held.counted is not None else 0.0
     total = sum(rates.values())
     rate = held.rate + (total - held.rate) * min(1.0, elapsed / _RATE_SECONDS) if held.rate > 0 else total
     gained = sum(each * (scores.get(tier, 0.0) - floor) for tier, each in rates.items())
-    found = replace(held, swing=swing(floor, *span), rate=rate, counted=now)
+    found = replace(held, swing=swing(floor, *span), rate=rate, counted=now, bursts=bursts)
     aim = _aim(found)
     # What a fault or a ceiling took is made up for as far as it is no more than what is saved up anyway.
     points = held.points + gained * (elapsed if gained < 0 else min(elapsed, window_seconds))
@@ -170,7 +174,7 @@ def least(credit: Credit, rate: float, interval_seconds: float = 0.0) -> float:
         rate: requests/s.
         interval_seconds: between two moves: what is left has to last for some of them.
     """
-    points = credit.points - RESERVE * _aim(credit)
+    points = credit.points - _reserve(credit)
     if credit.price is None or points <= 0 or rate <= 0 or credit.swing <= 0:
         return credit.floor
     seconds = max(3600 * SPEND_HOURS, _INTERVALS * interval_seconds)
@@ -188,7 +192,7 @@ def worth(credit: Credit) -> tuple[float, float]:
     if aim <= 0 or credit.price is None:
         return 0.0, 0.0
     most = credit.price * (1 + INDIFFERENT)
-    if credit.points < (RESERVE - _DEBT) * aim:
+    if credit.points < _reserve(credit) - _DEBT * aim:
         return most, most  # the reserve, and what is owed, are bought at what it usually costs
     left = min(1.0, max(0.0, (_EMPTY - credit.points / aim) / (_EMPTY - _FULL)))
     # Nothing is saved up at what quality usually costs: where its price stands still, mixes stay at the floor.
@@ -209,8 +213,17 @@ def relieves(credit: Credit | None, *, before: bool) -> bool:
     return credit.points > (0.0 if before else _RELIEVES * aim)
 
 
+def at_rest(credit: Credit) -> Credit:
+    """The credit with its reserve, and nothing beside: mixes stay at the floor."""
+    return replace(credit, points=_reserve(credit))
+
+
 def _aim(credit: Credit) -> float:
     return credit.rate * 3600 * TARGET_HOURS * credit.swing
+
+
+def _reserve(credit: Credit) -> float:
+    return RESERVE * _aim(credit) if credit.bursts else 0.0
 
 
 def _short(credit: Credit) -> float:

@@ -127,6 +127,7 @@ def _credit(
         seen.rates,
         now=seen.time,
         window_seconds=seen.window_seconds,
+        bursts=routing.spends_in_bursts(policy, spec, tiers, cleared),
     )
 
 

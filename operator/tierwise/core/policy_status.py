@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import datetime
 
-from tierwise.api.routing_class import FallbackReason
+from tierwise.api.model_tier import ModelTier
 from tierwise.api.routing_policy import RebalanceMode, RoutingPolicy
 from tierwise.api.routing_policy_status import (
     Binding,
@@ -12,7 +12,7 @@ from tierwise.api.routing_policy_status import (
     RoutingPolicyStatus,
     TierWeight,
 )
-from tierwise.core import conditions, credit, promise, record, sensitivity
+from tierwise.core import conditions, credit, record, routing, sensitivity
 from tierwise.core import saving as savings
 from tierwise.core.claims import Claims
 from tierwise.core.conditions import Finding
@@ -71,7 +71,8 @@ def status(
     outcomes = [decision.classes[key.namespace, key.name, spec.name] for spec in policy.spec.classes]
     moved = any(outcome.moved for outcome in outcomes)
     found = findings(world, situation, policy, claims, grace_over=grace_over)
-    classes = tuple(_class(outcome, before, generation, world.now) for outcome in outcomes)
+    tiers = {name: view.tier for name, view in situation.tiers.items()}
+    classes = tuple(_class(outcome, before, tiers, generation, world.now) for outcome in outcomes)
     saving = before.saving
     if moved or decision.moved or (saving is None and _measured(outcomes)):
         saving = savings.saving(situation, outcomes, policy) or before.saving
@@ -261,7 +262,13 @@ def gateway(world: World, report: GatewayReport, before: GatewayStatus | None) -
     return made.model_copy(update={"last_transition_time": moment})
 
 
-def _class(outcome: ClassOutcome, before: RoutingPolicyStatus, generation: int, now: datetime) -> ClassStatus:
+def _class(
+    outcome: ClassOutcome,
+    before: RoutingPolicyStatus,
+    tiers: Mapping[str, ModelTier],
+    generation: int,
+    now: datetime,
+) -> ClassStatus:
     view = outcome.view
     old = next((c for c in before.classes if c.name == view.spec.name), None)
     needed = sensitivity.effective(view.policy, view.spec)
@@ -279,7 +286,7 @@ def _class(outcome: ClassOutcome, before: RoutingPolicyStatus, generation: int, 
             )
             for name in names
         ),
-        relieved_below_floor=relieved_below_floor(view),
+        relieved_below_floor=relieved_below_floor(view, tiers),
         binding=_binding(outcome),
         reason=outcome.reason,
         message=outcome.message[:2048],
@@ -300,10 +307,19 @@ def _class(outcome: ClassOutcome, before: RoutingPolicyStatus, generation: int, 
     return old
 
 
-def relieved_below_floor(view: ClassView) -> bool | None:
-    """What a class's status says of it after this round; None where it is not relieved, or its floor holds always."""
-    if not promise.on_average(view.spec) or FallbackReason.SATURATED not in view.spec.fallback.when:
+def relieved_below_floor(view: ClassView, tiers: Mapping[str, ModelTier]) -> bool | None:
+    """What a class's status says of it after this round; None where no tier below the floor could relieve another.
+
+    What nobody counts is not spent: not while metrics are gone.
+
+    Args:
+        view: of the class.
+        tiers: of the namespace, by name.
+    """
+    if not routing.spends_in_bursts(view.policy, view.spec, tiers, view.allowed):
         return None
+    if view.stale:
+        return False
     status = view.policy.status
     before = next((entry.relieved_below_floor for entry in status.classes if entry.name == view.spec.name), None)
     same = status.observed_generation == view.policy.metadata.generation

@@ -165,20 +165,27 @@ def _waits(chain: Sequence[str], gives_way: Sequence[bool], length: int) -> str:
 
 
 def relief(
-    policy: RoutingPolicy, routing_class: RoutingClass, tiers: Mapping[str, ModelTier], *, widest: bool = False
+    policy: RoutingPolicy,
+    routing_class: RoutingClass,
+    tiers: Mapping[str, ModelTier],
+    *,
+    scored: Mapping[str, ModelTier] | None = None,
+    earned: bool | None = None,
 ) -> dict[str, frozenset[str]]:
     """In-cluster tier -> tiers of the class that may take its requests while it is saturated; empty: none.
 
     A class with a quality floor is relieved by tiers that are known to be no worse than the one that is saturated, so
     that no burst lowers what its mix was chosen for. Where the floor holds on average, by those too that keep it alone,
-    and, while enough quality was earned (`status.classes[].relievedBelowFloor`), by all whose quality is known.
-    Requests that belong to a session, and tiers with an endpoint picker, which queues by itself, are not relieved.
+    and, while enough quality was earned (`status.classes[].relievedBelowFloor`), by all whose quality is known and
+    that a mix may have (`maxWeight`). Requests that belong to a session, and tiers with an endpoint picker, which
+    queues by itself, are not relieved.
 
     Args:
         policy: whose requests.
         routing_class: one of its classes.
         tiers: that may be used, by name.
-        widest: as if enough quality was earned.
+        scored: tiers of the namespace: a floor's reference need not be one that may be used. None: these.
+        earned: as if enough quality was earned, or as if not; None: as the status says.
     """
     when = routing_class.fallback.when
     if (
@@ -190,10 +197,10 @@ def relief(
     names = [ref.name for ref in routing_class.tiers if ref.name in tiers]
     known = promise.scores_of(routing_class.task, tiers)
     scores = {name: score.value for name, score in known.items()}
-    floor = promise.floor_of(policy, routing_class, known) if promise.on_average(routing_class) else None
-    enough = floor.value if floor is not None and floor.value is not None else math.inf
-    if floor is not None and (widest or _below_floor(policy, routing_class)):
-        enough = -math.inf
+    enough, floor = (
+        _enough(policy, routing_class, tiers if scored is None else scored, earned=each) for each in (earned, False)
+    )
+    least = {ref.name: enough if ref.max_weight > 0 else floor for ref in routing_class.tiers}
     found: dict[str, frozenset[str]] = {}
     for name in names:
         inside = tiers[name].spec.in_cluster
@@ -201,11 +208,42 @@ def relief(
             continue
         others = {other for other in names if other != name}
         if routing_class.quality is not None:
-            least = min(enough, scores.get(name, math.inf))
-            others = {other for other in others if other in scores and scores[other] >= least}
+            as_good = scores.get(name, math.inf)
+            others = {other for other in others if other in scores and scores[other] >= min(least[other], as_good)}
         if others:
             found[name] = frozenset(others)
     return found
+
+
+def spends_in_bursts(
+    policy: RoutingPolicy, routing_class: RoutingClass, tiers: Mapping[str, ModelTier], allowed: Collection[str]
+) -> bool:
+    """Whether tiers below a floor that holds on average could relieve others, if enough quality was earned.
+
+    Args:
+        policy: whose requests.
+        routing_class: one of its classes.
+        tiers: of the namespace, by name.
+        allowed: names of those that may be used.
+    """
+    if not promise.on_average(routing_class):
+        return False
+    usable = {name: tier for name, tier in tiers.items() if name in allowed}
+    before, after = (relief(policy, routing_class, usable, scored=tiers, earned=each) for each in (False, True))
+    return before != after
+
+
+def _enough(
+    policy: RoutingPolicy, routing_class: RoutingClass, tiers: Mapping[str, ModelTier], *, earned: bool | None
+) -> float:
+    """Least score with which a tier may relieve a better one."""
+    if not promise.on_average(routing_class):
+        return math.inf
+    floor = promise.floor_of(policy, routing_class, promise.scores_of(routing_class.task, tiers))
+    if floor is None or floor.value is None:
+        return math.inf
+    below = _below_floor(policy, routing_class) if earned is None else earned
+    return -math.inf if below else floor.value
 
 
 def _below_floor(policy: RoutingPolicy, routing_class: RoutingClass) -> bool:
@@ -233,8 +271,9 @@ def relieved_by(
     """
     usable = {name: tier for name, tier in tiers.items() if name in allowed}
     found: dict[str, str] = {}
-    for name in relief(policy, routing_class, usable):
-        plan = _attempts_from(policy, routing_class, usable, {name: 100}, preferred, relieved=True)
+    helps = relief(policy, routing_class, usable, scored=tiers)
+    for name in helps:
+        plan = _attempts_from(routing_class, usable, {name: 100}, preferred, helps)
         if plan.guarded[0][0]:
             found[name] = plan.groups[1][0][0]
     return found
@@ -246,7 +285,7 @@ def guarded_tiers(policies: Iterable[RoutingPolicy], tiers: Mapping[str, ModelTi
         name
         for policy in policies
         for routing_class in policy.spec.classes
-        for name in relief(policy, routing_class, tiers, widest=True)
+        for name in relief(policy, routing_class, tiers, earned=True)
     )
 
 
@@ -258,6 +297,7 @@ def plan_attempts(
     preferred: Collection[str] | None = None,
     *,
     relieved: bool = True,
+    earned: bool | None = None,
 ) -> Attempts:
     """Which tiers a request of this class and sensitivity may reach; no groups when none is cleared.
 
@@ -269,36 +309,34 @@ def plan_attempts(
         preferred: tiers to which a budget downgrades; the class's others answer only when these fail or give way.
             Where none of them is cleared it changes nothing: a ceiling never sends a request where it must not go.
         relieved: whether a saturated tier passes requests on: where a budget saves, a burst is no reason to spend.
+        earned: see `relief`.
     """
     allowed = {name: tiers[name] for name in cleared_tiers(routing_class, tiers, sensitivity)}
     first = None if preferred is None else tuple(name for name in allowed if name in preferred) or tuple(allowed)
     weights = weights_in_force(policy, routing_class, allowed if first is None else first)
-    return _attempts_from(policy, routing_class, allowed, weights, first, relieved=relieved)
+    helps = relief(policy, routing_class, allowed, scored=tiers, earned=earned) if relieved else {}
+    return _attempts_from(routing_class, allowed, weights, first, helps)
 
 
 def _attempts_from(
-    policy: RoutingPolicy,
     routing_class: RoutingClass,
     tiers: Mapping[str, ModelTier],
     weights: Mapping[str, int],
     preferred: Collection[str] | None,
-    *,
-    relieved: bool,
+    helps: Mapping[str, Collection[str]],
 ) -> Attempts:
     """The one order in which requests try tiers, which gateways keep and the loop plans by.
 
     Args:
-        policy: whose requests.
-        routing_class: one of its classes.
+        routing_class: the class.
         tiers: those that may be used, by name.
         weights: percent of the first attempts.
         preferred: those to which a budget downgrades.
-        relieved: whether a saturated tier passes requests on.
+        helps: see `relief`; empty: no saturated tier passes requests on.
     """
     order = fallback_order(routing_class, tiers)
     if preferred is not None:
         order = tuple(sorted(order, key=lambda name: name not in preferred))
-    helps = relief(policy, routing_class, tiers) if relieved else {}
     return attempts(
         weights, order, routing_class.fallback.attempts, helps, relieved_first=not routing_class.fallback.order
     )
@@ -315,6 +353,8 @@ def reached(
 ) -> frozenset[str]:
     """Tiers that some attempt of some request of the class may get to, whatever its header raises it to.
 
+    Whether enough quality was earned or not: that may change while nobody counts.
+
     Args:
         policy: whose requests.
         routing_class: one of its classes.
@@ -324,7 +364,11 @@ def reached(
         relieved: whether a saturated tier passes requests on.
     """
     levels = [level for level in Sensitivity if level >= sensitivity]
-    plans = [plan_attempts(policy, routing_class, tiers, level, preferred, relieved=relieved) for level in levels]
+    plans = [
+        plan_attempts(policy, routing_class, tiers, level, preferred, relieved=relieved, earned=earned)
+        for level in levels
+        for earned in ((False, True) if promise.on_average(routing_class) else (None,))
+    ]
     return frozenset(name for plan in plans for name in plan.tiers)
 
 

@@ -13,9 +13,9 @@ from typing import Any
 from tierwise import planner
 from tierwise.adapters import kinds
 from tierwise.api.namespace_budget_status import NamespaceBudgetStatus
-from tierwise.core import learning, situation
+from tierwise.core import credit, learning, situation
 from tierwise.core.ledger import Ledger
-from tierwise.core.memory import TierMemory
+from tierwise.core.memory import LoopMemory, TierMemory
 from tierwise.core.plan import EventRecord, Plan
 from tierwise.core.signals import ClassKey
 from tierwise.core.situation import Settings, Situation
@@ -93,7 +93,7 @@ class _Cluster:
             if held is not None and not one.manager_suffix and kind is not kinds.NAMESPACE_BUDGET:
                 kept = {k: v for k, v in (held.get("status") or {}).items() if k in {"gateways", "enforcement"}}
                 self.put({**held, "status": {**kept, **one.status}})
-        self.store.memory, self.store.ledger = plan.memory, plan.ledger
+        self.store.memory, self.store.ledger = _at_rest(plan.memory), plan.ledger
 
     def run_pods(self, world: World) -> None:
         """Every tier has the replicas that it is asked for, ready."""
@@ -176,6 +176,15 @@ def _unspent(world: World) -> World:
         for key, budget in world.budgets.items()
     }
     return replace(world, budgets=budgets, ledger=Ledger())
+
+
+def _at_rest(memory: LoopMemory) -> LoopMemory:
+    """With floors that hold on average just kept: what is bought once, or is left to be spent, is no lasting cost."""
+    classes = {
+        key: entry if entry.credit is None else replace(entry, credit=credit.at_rest(entry.credit))
+        for key, entry in memory.classes.items()
+    }
+    return replace(memory, classes=classes)
 
 
 def _pace(world: World) -> tuple[timedelta, int]:

@@ -177,8 +177,9 @@ class PlannerLoop:
 
     def _take(self, decision: Decision) -> None:
         """What the operator would write: weights into the status, bounds into the autoscaler, 0 and 1 into `scale`."""
-        self.policy = _with_weights(self.policy, decision)
-        self.others = {name: _with_weights(policy, decision) for name, policy in self.others.items()}
+        named = {key.name: tier for key, tier in self.tiers.items()}
+        self.policy = _with_weights(self.policy, decision, named)
+        self.others = {name: _with_weights(policy, decision, named) for name, policy in self.others.items()}
         for name, outcome in decision.tiers.items():
             if outcome.scale is not None:
                 self._desired[name] = outcome.scale
@@ -226,10 +227,10 @@ class PlannerLoop:
             )
 
 
-def _with_weights(policy: RoutingPolicy, decision: Decision) -> RoutingPolicy:
+def _with_weights(policy: RoutingPolicy, decision: Decision, tiers: Mapping[str, ModelTier]) -> RoutingPolicy:
     """A policy whose status shows what was decided, where that is new."""
     mine = {key[2]: outcome for key, outcome in decision.classes.items() if key[1] == policy.metadata.name}
-    below = {name: policy_status.relieved_below_floor(outcome.view) for name, outcome in mine.items()}
+    below = {name: policy_status.relieved_below_floor(outcome.view, tiers) for name, outcome in mine.items()}
     shown = {each.name: each.relieved_below_floor for each in policy.status.classes}
     if policy.status.classes and below == shown and not any(outcome.moved for outcome in mine.values()):
         return policy
