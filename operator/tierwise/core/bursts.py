@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 MOST = 0.99
 """Share of the requests that capacity is planned for without prices; windows count by their time."""
 
-WORTH = 10.0
+WORTH = 9.0
 """What a request within its objective is worth, in multiples of what it costs on the reference tier."""
 
 PRIOR = 0.2
