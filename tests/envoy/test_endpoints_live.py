@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import re
 import time
 from collections import Counter
 
@@ -122,3 +123,55 @@ async def test_a_new_replica_comes_to_its_share_slowly(lab, upstream):
     print(f"share of the new replica: {early['b'] / 2:.0f}% at first, {late['b'] / 2:.0f}% later")
     assert early["b"] < 60
     assert 70 <= late["b"] <= 130
+
+
+class Patient:
+    """An engine that never closes a connection itself, and notes how long one stayed open after its last answer."""
+
+    def __init__(self):
+        self.idle = asyncio.get_running_loop().create_future()
+
+    async def start(self):
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def _serve(self, reader, writer):
+        answered = None
+        while head := await self._head(reader):
+            length = re.search(rb"(?i)content-length: (\d+)", head)
+            await reader.readexactly(int(length[1]) if length is not None else 0)
+            body = b'{"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}'
+            kind = b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+            writer.write(b"HTTP/1.1 200 OK\r\n" + kind + body)
+            await writer.drain()
+            answered = time.monotonic()
+        if answered is not None and not self.idle.done():
+            self.idle.set_result(time.monotonic() - answered)
+        writer.close()
+
+    @staticmethod
+    async def _head(reader):
+        try:
+            return await reader.readuntil(b"\r\n\r\n")
+        except asyncio.IncompleteReadError:
+            return b""
+
+    async def stop(self):
+        self._server.close()
+
+
+@pytest.mark.parametrize("saturates", [False, True])
+async def test_an_idle_connection_is_closed_before_engines_close_it(lab, saturates):
+    """After five seconds they do, also under the next request."""
+    engine = await Patient().start()
+    when = ["ConnectFailure", "Saturated"] if saturates else ["ConnectFailure"]
+    entry = {"name": "all", "tiers": [{"name": "kept"}, {"name": "other"}], "fallback": {"when": when, "attempts": 2}}
+    made = world([in_cluster("kept"), in_cluster("other")], [policy(classes=[entry])], {"legal/kept": [engine.port]})
+    await lab.settle(made)
+    answer = await lab.ask()
+    assert answer.status == 200
+    try:
+        assert 3.0 < await asyncio.wait_for(engine.idle, 8) < 4.9
+    finally:
+        await engine.stop()

@@ -68,7 +68,8 @@ def in_cluster(
                 upstream.request_for_tier(
                     model=_json_text(tier.spec.model), base="/v1", host=host_of(key), output_key="max_tokens"
                 ),
-            ]
+            ],
+            engine=True,
         ),
     }
 
@@ -105,7 +106,9 @@ def guarded(key: Key, tier: ModelTier, removed: tuple[str, ...], options: Gatewa
             "type": "EDS",
             "eds_cluster_config": {"eds_config": ADS},
             "load_balancing_policy": {"policies": [{"typed_extension_config": _balancer(options, sticky=False)}]},
-            "typed_extension_protocol_options": upstream.protocol_options([upstream.reset(removed, (), of_host=True)]),
+            "typed_extension_protocol_options": upstream.protocol_options(
+                [upstream.reset(removed, (), of_host=True)], engine=True
+            ),
         },
     }
     del found[front]["outlier_detection"]  # its host is the listener, which is well when replicas are not
@@ -152,7 +155,9 @@ def picked(
         "type": "EDS",
         "eds_cluster_config": {"eds_config": ADS},
         "load_balancing_policy": {"policies": [{"typed_extension_config": least}]},
-        "typed_extension_protocol_options": upstream.protocol_options([upstream.reset(removed, (), of_host=True)]),
+        "typed_extension_protocol_options": upstream.protocol_options(
+            [upstream.reset(removed, (), of_host=True)], engine=True
+        ),
     }
     found[picker.service(own)] = picker.cluster(key, ref, dns())
     return found

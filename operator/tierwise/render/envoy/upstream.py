@@ -137,12 +137,26 @@ def credential(*, secret: str, header: str, prefix: str) -> dict[str, Any]:
     )
 
 
-def protocol_options(filters: list[dict[str, Any]]) -> dict[str, Any]:
-    """HTTP/1.1 to the tier, through these filters."""
+ENGINE_IDLE_SECONDS = 4
+"""A connection to an engine that nobody uses for so long is closed. Engines close theirs after five seconds (uvicorn,
+under vLLM and SGLang; llama.cpp): a request on a connection that the other side is just closing would fail."""
+
+
+def protocol_options(filters: list[dict[str, Any]], *, engine: bool = False) -> dict[str, Any]:
+    """HTTP/1.1 to the tier, through these filters.
+
+    Args:
+        filters: before the codec.
+        engine: connections lead to replicas of an engine.
+    """
+    more: dict[str, Any] = (
+        {"common_http_protocol_options": {"idle_timeout": f"{ENGINE_IDLE_SECONDS}s"}} if engine else {}
+    )
     codec = extension("tierwise.codec", "envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec")
     options = typed(
         HTTP_OPTIONS,
         explicit_http_config={"http_protocol_options": {}},
         http_filters=[*filters, codec],
+        **more,
     )
     return {HTTP_OPTIONS: options}
