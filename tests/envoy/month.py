@@ -316,6 +316,7 @@ class Month:
         self.outcome.lost += sum(
             (price.of(gone[tier]) for tier, price in self.prices.items() if tier in gone), Decimal(0)
         )
+        self.outcome.lost_tokens += round(sum(tokens.prompt + tokens.completion for tokens in gone.values()))
         process = self.lab.envoys[1]
         process.kill()
         await process.wait()

@@ -60,7 +60,7 @@ class Outcome:
         rungs: (moment, action or None) of each change.
         steepest: most that was spent in one of the last steps before the ceiling.
         downgraded: requests that cheaper tiers answered because the ladder said so.
-        lost: what a gateway had counted since its last scrape when it was killed.
+        lost: what a gateway had counted since its last scrape when it was killed. lost_tokens: that in tokens.
         bound: what the ledger says that it can have been at most.
         kept_out: what refused requests would have cost at the cheapest.
         after: statuses of requests in the first steps of the next period.
@@ -80,6 +80,7 @@ class Outcome:
     steepest: Decimal = Decimal(0)
     downgraded: int = 0
     lost: Decimal = Decimal(0)
+    lost_tokens: int = 0
     bound: Decimal = Decimal(0)
     kept_out: Decimal = Decimal(0)
     after: Counter = field(default_factory=Counter)
