@@ -3,11 +3,7 @@
 import asyncio
 import contextlib
 import json
-import os
-import re
-import signal
 from collections import Counter
-from dataclasses import dataclass
 
 import aiohttp
 import pytest
@@ -125,97 +121,7 @@ async def test_a_stream_that_is_left_allows_for_tokens_in_flight(lab, scripted, 
         assert bound == limit * choices
     else:
         most = events_seen + 64 * choices
-        # At most at the pace of a stream all of whose events came at once.
-        pace = 1000 * (events_seen + 256) / 256
-        assert most < bound <= most * 1.125 + 1 + pace * (0.5 + 2)
-
-
-@dataclass
-class Tireless:
-    """An upstream that writes a token every two milliseconds until it notices that nobody reads, and then `late` more.
-
-    Nothing in HTTP tells it sooner, and it bills what it generated.
-    """
-
-    late: int = 0
-    generated: int = 0
-    port: int = 0
-
-    async def start(self):
-        self.over = asyncio.Event()
-        self._server = await asyncio.start_server(self._answer, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def _answer(self, reader, writer):
-        head = await reader.readuntil(b"\r\n\r\n")
-        await reader.readexactly(int(re.search(rb"(?i)content-length: (\d+)", head)[1]))
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
-        gone = asyncio.ensure_future(reader.read())
-        while not gone.done() or self.late:
-            self.late -= gone.done()
-            self.generated += 1
-            if not gone.done():
-                writer.write(events("x").encode())
-            await asyncio.sleep(0.002)
-        with contextlib.suppress(ConnectionError):
-            await gone
-        writer.close()
-        self.over.set()
-
-    async def stop(self):
-        self._server.close()
-
-
-@pytest.mark.parametrize("seen", [1, 20, 100])
-@pytest.mark.parametrize(("unread", "late"), [(0, 0), (200, 0), (0, 100), (200, 100)])
-@pytest.mark.parametrize("outside", [False, True])
-async def test_a_tier_generates_on_until_it_notices_that_its_reader_has_gone(lab, seen, unread, late, outside):
-    """The gateway's process does not run while its client leaves, as on a busy machine, and nobody reads the tier."""
-    upstream = await Tireless(late).start()
-    url = f"http://127.0.0.1:{upstream.port}/v1"
-    tier = external(url, name="compact", allowPlaintext=True) if outside else in_cluster()
-    rule = policy("scripted", models=["scripted"], classes=[{"name": "all", "tiers": [{"name": "compact"}]}])
-    await lab.settle(world([tier], [rule], {"legal/compact": [upstream.port]}))
-
-    async def leave():
-        url = f"http://127.0.0.1:{lab.options.port}/v1/chat/completions"
-        async with lab.http.post(url, json={"model": "legal/scripted", "messages": [], "stream": True}) as response:
-            got = 0
-            while got < seen:
-                piece = await response.content.readany()
-                assert piece, (response.status, got)
-                got += piece.count(b"data: ")
-            lab.envoys[0].send_signal(signal.SIGSTOP)
-            try:
-                os.waitid(os.P_PID, lab.envoys[0].pid, os.WSTOPPED)  # all its threads have, or it sees the client go
-                response.close()
-                until = upstream.generated + unread
-                while upstream.generated < until and not upstream.over.is_set():
-                    await asyncio.sleep(0.01)
-            finally:
-                lab.envoys[0].send_signal(signal.SIGCONT)
-        await upstream.over.wait()
-
-    bound = await added(lab, "estimated_completion_tokens", "aborted", leave)
-    await upstream.stop()
-    assert upstream.generated >= seen + unread + late
-    assert bound >= upstream.generated
-
-
-async def test_a_tier_that_hangs_does_not_cost_more_the_longer_its_client_waits(lab, scripted):
-    scripted.pieces, scripted.hold = [events("x").encode()], True
-
-    async def wait(seconds):
-        url = f"http://127.0.0.1:{lab.options.port}/v1/chat/completions"
-        async with lab.http.post(url, json={"model": "legal/scripted", "messages": [], "stream": True}) as response:
-            await response.content.readany()
-            await asyncio.sleep(seconds)
-            response.close()
-
-    for seconds in (2.2, 4):
-        bound = await added(lab, "estimated_completion_tokens", "aborted", lambda seconds=seconds: wait(seconds))
-        assert bound == 64 * 1.125 + 1000 * (2 + 0.5), "two seconds of it, and half a one until the tier notices"
+        assert most <= bound <= most * 1.125 + 1
 
 
 async def test_running_usage_of_a_stream_that_is_left_is_not_the_whole(lab, scripted):

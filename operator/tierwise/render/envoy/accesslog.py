@@ -247,37 +247,13 @@ def _bounds(tags: list[dict[str, str]], *, prompt: str, completion: str, unbound
     )
 
 
-NOTICE_MS = 500
-"""How long a tier may go on generating after the gateway has closed a stream."""
-
-UNREAD_MS = 2_000
-"""A longer silence at a stream's end does not count: the gateway is late by less than this, and the rest of it is a
-tier that hangs, which would cost more in the books the longer its clients wait."""
-
-
-def _unread() -> str:
-    """Tokens that a tier can have generated after the gateway noted the stream's bound for the last time.
-
-    On a busy machine the gateway handles what a client did long ago before it reads what the tier has written since.
-    """
-    noted = f"metadata.filter_metadata['{BOUND_METADATA}']"
-    started = "int(request.time) * 1000 + request.time.getMilliseconds()"
-    lasted = "request.duration.getSeconds() * 1000 + request.duration.getMilliseconds()"
-    since = f"({started} + {lasted} - int({noted}['at']))"
-    # Clocks are set: the one that notes is not the one that measures durations.
-    counted = f"({since} < 0 ? 0 : {since} > {UNREAD_MS} ? {UNREAD_MS} : {since})"
-    return f"int({noted}['pace']) * ({counted} + {NOTICE_MS}) / 1000"
-
-
 def estimates() -> dict[str, Any]:
     """What the last attempt cost at most, where its answer did not say: logged when the request ends."""
     no_prompt = f"!{_in_metadata(USAGE_METADATA, 'prompt')}"
     no_completion = f"((!{_in_metadata(USAGE_METADATA, 'completion')} || {_RUNNING}) && {_COMPLETION} != '0')"
     streamed = _in_metadata(BOUND_METADATA, "stream")
-    # A stream is bounded by what passed and what was not read of it any more, a whole answer by its length, and both by
-    # the limit that the client set.
-    passed = f"int(metadata.filter_metadata['{BOUND_METADATA}']['stream'])"
-    seen = f"({streamed} ? {passed} + {_unread()} : response.size)"
+    # A stream is bounded by what passed, a whole answer by its length, and both by the limit that the client set.
+    seen = f"({streamed} ? int(metadata.filter_metadata['{BOUND_METADATA}']['stream']) : response.size)"
     bounded = f"({streamed} || {_WHOLE})"
     limited = f"{_COMPLETION} != '{NO_BOUND}'"
     limit = f"int({_COMPLETION})"

@@ -16,7 +16,7 @@ It also notes, for the log that counts, how many tokens the attempt can have cos
 `CLIENT_SOURCE`: takes the usage event out of a stream again when its client did not ask for it: much code reads
 `choices[0]` of every event, and this one has no choices. An event that arrives in pieces is passed on as it is.
 It gives an error that is no JSON OpenAI's shape (`error_lua`).
-It also notes, as a stream goes by, how many tokens it can have cost at most so far, when that was, and its pace.
+It also notes, as a stream goes by, how many tokens it can have cost at most so far.
 
 Bounds rest on this: a token has at least one byte of text. Where tokens have none, the event that brought them counts.
 """
@@ -43,14 +43,7 @@ TEMPLATE_TOKENS = 512
 """Added to the bytes of a chat's body: what chat templates, tool instructions and default system prompts add."""
 
 IN_FLIGHT_TOKENS = 64
-"""Per choice: tokens that an upstream holds back, or that are on their way, while a stream goes by."""
-
-START_TOKENS = 256
-START_MS = 256
-"""The pace of a stream (1,000 tokens per second) before it has shown its own: what it shows is added to both."""
-
-PAUSE_MS = 250
-"""A longer pause than this between two pieces says nothing about the pace: waiting for the first one, for instance."""
+"""Per choice: tokens that an upstream can have generated when a stream breaks off and the gateway has not yet seen."""
 
 MOST_CHOICES = 256
 """Choices of one request for which tokens in flight are allowed for."""
@@ -242,7 +235,6 @@ end
 
 CLIENT_SOURCE = (
     f"local METADATA, BOUND, IN_FLIGHT = '{METADATA}', '{BOUND_METADATA}', {IN_FLIGHT_TOKENS}\n"
-    f"local START_TOKENS, START_MS, PAUSE_MS = {START_TOKENS}, {START_MS}, {PAUSE_MS}\n"
     f"local UNREACHED, SATURATED = '{UNREACHED_HEADER}', '{SATURATED_HEADER}'"
     + json_lua.SOURCE
     + error_lua.SOURCE
@@ -343,20 +335,12 @@ function envoy_on_response(handle)
     + str(MOST_CHOICES)
     + r""")
   local stream, noted, running = {tokens = 0, rest = '', long = false, running = false}, 0, false
-  local last, writing = handle:timestamp(), 0
   -- Ahead of the count, for nothing runs here when a stream breaks off; and by an eighth, so that few events note it.
-  -- With the time and the pace: what the tier generates from here on until it stops may never be read.
   local function note()
-    local now = handle:timestamp()
-    writing, last = writing + math.max(0, math.min(now - last, PAUSE_MS)), now
-    local tokens = stream.tokens + text_bytes(stream, stream.rest)
-    local most = tokens + margin
+    local most = stream.tokens + text_bytes(stream, stream.rest) + margin
     if most > noted then
       noted = math.ceil(most * 1.125)
-      local metadata = handle:streamInfo():dynamicMetadata()
-      metadata:set(BOUND, 'stream', noted)
-      metadata:set(BOUND, 'at', now)
-      metadata:set(BOUND, 'pace', math.ceil(1000 * (tokens + START_TOKENS) / (writing + START_MS)))
+      handle:streamInfo():dynamicMetadata():set(BOUND, 'stream', noted)
     end
     if stream.running and not running then
       running = true
@@ -376,7 +360,6 @@ function envoy_on_response(handle)
   end
   local metadata = handle:streamInfo():dynamicMetadata()
   metadata:set(BOUND, 'stream', stream.tokens + text_bytes(stream, stream.rest))
-  metadata:set(BOUND, 'pace', 0)
   if running then metadata:set(BOUND, 'running', false) end
 end
 """
